@@ -1,0 +1,36 @@
+# The commands to know. Each makes or reuses .venv and needs only Python 3.11, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test prep lab site
+help:           ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/'
+
+$(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "medseg needs Python 3.11; this is %d.%d: say make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,site,dev]'
+	touch $@
+
+demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo
+	medseg demo
+
+test: $(VENV)/.ready  ## export in sync, every chapter, every test
+	python -m pytest tests/test_sync.py
+	nbdev_test --n_workers 2 --do_print
+	python -m pytest tests
+
+prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make test` does
+	jupytext --sync experiments/*.py
+	nbdev_export
+	nbdev_clean
+	$(MAKE) test
+
+lab: $(VENV)/.ready  ## JupyterLab on the book
+	medseg lab
+
+site: $(VENV)/.ready  ## the book as a site, in _docs
+	python -m medseg.log.site

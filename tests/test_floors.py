@@ -1,0 +1,44 @@
+"The architecture is a test: a chapter imports only from a lower part, or from a lower number of its own part."
+import ast
+import re
+
+from conftest import TOP
+
+PKG = TOP/"medseg"
+
+
+def imported(part: str, tree: ast.AST) -> list[str]:
+    "The modules of medseg that a module imports, as part.name."
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module] if node.module else [a.name for a in node.names]
+            found += [name if node.level == 2 else f"{part}.{name}" for name in names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medseg."):
+            found.append(node.module.removeprefix("medseg."))
+    return found
+
+
+def test_imports_point_down():
+    floor = {}  # "volumes.survey" -> ("1", "10"): part, chapter
+    for path in PKG.glob("*/[!_]*.py"):
+        if where := re.search(r"nbs/(\d)_\w+/(\d\d[a-z]?)_", path.read_text()):
+            floor[f"{path.parent.name}.{path.stem}"] = where.groups()
+    assert floor, "nothing exported: run `make prep` first"
+    for name, here in floor.items():
+        part, stem = name.split(".")
+        for other in imported(part, ast.parse((PKG/part/f"{stem}.py").read_text())):
+            assert floor[other] < here, f"{name} {here} imports {other} {floor[other]}"
+
+
+def test_nothing_unsafe_in_the_product():
+    "No pickle, no torch.load, no eval, no shell strings, no unsafe yaml, anywhere in the package."
+    banned = re.compile(r"\bpickle\b|torch\.load\b|\beval\(|(?<!\.)\bexec\(|shell\s*=\s*True|yaml\.load\b|allow_pickle\s*=\s*True|os\.system")
+    files = list(PKG.rglob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
+        tree = ast.parse(code)
+        for node in ast.walk(tree):  # texts are not code
+            if isinstance(node, ast.Constant) and isinstance(node.value, str): node.value = ""
+        assert not (hit := banned.search(ast.unparse(tree))), f"{path}: {hit.group(0)}"

@@ -1,0 +1,148 @@
+"The site: one source for its contents, every link leads somewhere, nothing from another host, no text becomes markup."
+import json
+import re
+import time
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import TOP
+
+pytest.importorskip("mkdocs"), pytest.importorskip("pypandoc"), pytest.importorskip("nbdev")
+from medseg.log.page import write_page  # noqa: E402
+from medseg.log.record import page_name, show  # noqa: E402
+from medseg.log.site import chapters, make_site, quarto_for_nbs, read_sidebar  # noqa: E402
+
+HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "[click](javascript:alert(1))",
+           '" onmouseover="alert(1)', "{{7*7}}", "${7*7}", "```\n<script>alert(1)</script>\n```", r"$$\href{javascript:alert(1)}{x}$$",
+           "../../x", "/etc/passwd", "a\0b", "a\u202eb", "x"*10_000, "=cmd|' /C calc'!A0", "-rf", "a\nb\r\nc", "a\ud800b", "NaN", "CON"]
+
+
+def hostile_run(folder, bad):
+    "A run folder with `bad` wherever text can stand."
+    (folder/"figures").mkdir(parents=True)
+    (folder/"figures/a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = dict(experiment=bad, name=bad, state=bad, data="phantom", started=bad, finished=bad, notes=[bad, {bad: [bad]}], headline={bad: bad, "n": bad},
+                  table=[{"subject": bad, "class": bad, "dice": bad, bad: bad}, {"dice": float("nan"), "subject": .5}], cost={"updates": bad, bad: bad},
+                  environment={bad: bad}, digests={"code": bad})
+    for name, value in {"config": {"name": bad, bad: bad, "list": [bad]}, "result": result, "figures/captions": {"a.png": bad}}.items():
+        (folder/f"{name}.json").write_text(json.dumps(value))
+    (folder/"rows.jsonl").write_text("".join(json.dumps(dict(kind="train", step=s, loss=1/(s + 1), note=bad)) + "\n" for s in range(9)))
+    return folder
+
+
+class Look(HTMLParser):
+    "All elements of a page with their attributes, and all its text."
+    def __init__(self, text):
+        super().__init__(); self.found, self.text = [], []; self.feed(text)
+        self.said = " ".join(" ".join(self.text).split())
+    def handle_starttag(self, tag, attrs): self.found.append((tag, dict(attrs)))
+    def handle_data(self, data): self.text.append(data)
+    def shape(self): return {(tag, name) for tag, attrs in self.found for name in [*attrs, ""]}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The whole book with twenty hostile runs and a plain one, and the seconds that it took."
+    runs = tmp_path_factory.mktemp("runs")
+    folders = {bad: hostile_run(runs/f"run {i}", bad) for i, bad in enumerate(HOSTILE)}
+    plain = hostile_run(runs/"plain", "a plain word")
+    began = time.perf_counter()
+    index = make_site(tmp_path_factory.mktemp("site")/"_docs", TOP, runs=(runs,))
+    return dict(top=index.parent, runs=folders, plain=plain, seconds=time.perf_counter() - began)
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Look(path.read_text(encoding="utf-8")) for path in sorted(site["top"].rglob("*.html"))}
+
+
+def page_of(site, folder): return site["top"]/"log"/f"{page_name(folder)}.html"
+
+
+def test_quarto_files_agree():
+    inner = TOP/"nbs"/"_quarto.yml"
+    assert inner.read_text() == quarto_for_nbs((TOP/"_quarto.yml").read_text()), "run make site"
+
+
+def test_every_chapter_is_in_the_sidebar():
+    listed = set(chapters(read_sidebar(TOP)[1]))
+    there = {p.relative_to(TOP/"nbs").as_posix() for p in (TOP/"nbs").rglob("*.ipynb") if not re.search(r"/[._]", p.relative_to(TOP).as_posix())}
+    assert listed == there, f"add to _quarto.yml: {sorted(there - listed)}"
+
+
+def test_built_in_two_minutes(site): assert site["seconds"] < 120
+
+
+def test_every_link_leads_somewhere(pages, site):
+    ids = {path: {a[k] for _, a in look.found for k in ("id", "name") if a.get(k)} for path, look in pages.items()}
+    broken, checked = [], 0
+    for path, look in pages.items():
+        for tag, attrs in look.found:
+            for value in (attrs.get("href"), attrs.get("src")):
+                if not value or urlsplit(value).scheme: continue
+                link = urlsplit(value); checked += 1
+                target = (path.parent/unquote(link.path)).resolve() if link.path else path
+                if target.is_dir(): target = target/"index.html"
+                if not target.exists() or site["top"] not in target.parents: broken.append((path.name, value))
+                elif link.fragment and target in ids and unquote(link.fragment) not in ids[target]: broken.append((path.name, value))
+    assert checked > 500 and not broken, broken[:20]
+
+
+def test_nothing_from_another_host(pages, site):
+    for path, look in pages.items():
+        for tag, attrs in look.found:
+            for name in ("src", "href", "srcset", "data", "action", "poster"):
+                if tag != "a" and re.match(r"(\w+:)?//", attrs.get(name) or ""): raise AssertionError((path.name, tag, attrs))
+    for path in site["top"].rglob("*.css"):
+        assert not re.search(r"""(@import|url\()\s*["']?(https?:)?//""", path.read_text(encoding="utf-8")), path
+
+
+def test_policy_and_pictures_with_words(pages, site):
+    for path, look in pages.items():
+        rules = [a["content"] for t, a in look.found if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+        assert len(rules) == 1 and "default-src 'none'" in rules[0] and "http" not in rules[0], path
+        script = next(r for r in rules[0].split(";") if "script-src" in r)
+        assert "unsafe" not in script and "*" not in script, path
+        for tag, attrs in look.found:
+            if tag == "img": assert len(attrs.get("alt") or "") > 2 or path.parent.name == "log", (path, attrs)
+    for folder in site["runs"].values(): assert "unsafe" not in page_of(site, folder).read_text().split("Content-Security-Policy")[1][:900]
+
+
+@pytest.mark.parametrize("bad", HOSTILE, ids=lambda b: ascii(b)[1:20])
+def test_hostile_text_stays_text(bad, site, pages):
+    clean = pages[page_of(site, site["plain"])]
+    look = pages[page_of(site, site["runs"][bad])]
+    assert look.shape() <= clean.shape(), "an element or attribute that a plain run does not have"
+    assert sum(t == "script" for t, _ in look.found) == sum(t == "script" for t, _ in clean.found)
+    assert not [a for t, a in look.found for name in a if name.startswith("on")]
+    assert not [a for _, a in look.found if (a.get("href") or a.get("src") or "").lower().lstrip().startswith(("javascript:", "data:text"))]
+    assert " ".join(show(bad, 120).split()) in look.said, "the text is shown as it is, made visible where it is not"
+    alone = Look(write_page(site["runs"][bad]).read_text(encoding="utf-8"))
+    assert not [t for t, _ in alone.found if t in ("script", "iframe", "link", "object")]
+    assert not [a for _, a in alone.found for name in a if name.startswith("on") or name == "style"]
+    assert {t for t, _ in pages[site["top"]/"log.html"].found if t == "img"} == set()
+
+
+@pytest.mark.browser
+def test_browser_runs_nothing_and_asks_nobody(site):
+    "Every hostile page in a real browser: no dialog, no request outside the folder; the search works from a disk."
+    sync_api = pytest.importorskip("playwright.sync_api")
+    asked, dialogs, complaints = [], [], []
+    with sync_api.sync_playwright() as p:
+        try: browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        except sync_api.Error as e: pytest.skip(f"no chromium: {e.message.splitlines()[0]}")
+        page = browser.new_page()
+        page.on("request", lambda r: asked.append(r.url)); page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        for folder in [site["plain"], *site["runs"].values()]:
+            for path in (page_of(site, folder), folder/"page.html"):
+                if path.exists(): page.goto(path.as_uri())
+        for path in (site["top"]/"log.html", site["top"]/"1_volumes/volume.html"): page.goto(path.as_uri())
+        page.keyboard.press("/"); page.keyboard.type("affine")
+        page.locator(".md-search-result__item").first.wait_for(timeout=10_000)
+        browser.close()
+    assert not dialogs
+    assert not [u for u in asked if not u.startswith(("file://", "data:", "blob:", "about:"))]
+    assert not complaints, complaints[:5]
