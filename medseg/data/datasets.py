@@ -19,7 +19,7 @@ from .slab import check_slab, slab, to_slices
 from ..volumes.check import check_pair
 from ..volumes.intensity import window
 from ..volumes.read import read_volume
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, reorient
 
 # %% ../../nbs/2_data/03_datasets.ipynb #1e9f14ba
 def inplane_shape(

@@ -10,12 +10,9 @@ __all__ = ['text', 'directives', 'code_of', 'opening', 'fence', 'Page', 'to_page
 import ast
 import base64
 import html
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from ..volumes.files import InputError
 
 # %% ../../nbs/6_log/02a_convert.ipynb #bc2f0fa4
 def text(source) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'read_json', 'now', 'code_digest', 'environment', 'new_folder', 'start_run', 'finish_run', 'run_state',
-           'parameters', 'typed', 'checked', 'find_experiment', 'run_experiment', 'RunFailed']
+           'parameters', 'typed', 'checked', 'find_experiment', 'run_experiment', 'LocalKernel', 'RunFailed']
 
 # %% ../../nbs/6_log/01_runs.ipynb #6c5888a4
 import ast
@@ -27,10 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import papermill
+from jupyter_client.manager import AsyncKernelManager
 from matplotlib.figure import Figure
 from papermill.exceptions import PapermillExecutionError
 
-from ..volumes.files import InputError, append_row, atomic, digest, read_rows, write_json
+from ..volumes.files import InputError, append_row, atomic, digest, one_line, read_rows, write_json
 
 # %% ../../nbs/6_log/01_runs.ipynb #f3b98bb0
 @dataclass(frozen=True)
@@ -197,17 +198,22 @@ def run_experiment(
     if folder.exists(): raise InputError("run_exists", folder, "folder", "a folder or file of this name", "a new name", "choose another --out")
     with tempfile.TemporaryDirectory() as scratch, _stoppable(), _tail(folder/"rows.jsonl", watch):
         done = Path(scratch)/notebook.name
-        try: papermill.execute_notebook(str(notebook), str(done), parameters=dict(values, out=str(folder)), kernel_name="python3", progress_bar=False)
-        except PapermillExecutionError as e: _ended(folder, "failed", f"{e.ename}: {e.evalue}"); raise RunFailed(folder, e.ename, e.evalue) from e
+        try: papermill.execute_notebook(str(notebook), str(done), parameters=dict(values, out=str(folder)), kernel_name="python3",
+                                        progress_bar=False, kernel_manager_class=LocalKernel)
+        except PapermillExecutionError as e: _ended(folder, "failed", f"{e.ename}: {e.evalue}"); raise RunFailed(folder, notebook, e.ename, e.evalue) from e
         except KeyboardInterrupt: _ended(folder, "interrupted", "stopped by a signal"); raise
         finally: _keep(done, folder)
     return folder
 
+class LocalKernel(AsyncKernelManager):
+    "A kernel that is spoken to through files of this user, not through open ports."
+    transport = "ipc"
+
 class RunFailed(RuntimeError):
     "A cell of the experiment ended in an error."
-    def __init__(self, folder, kind, said):
+    def __init__(self, folder, notebook, kind, said):
         self.folder, self.kind, self.said = folder, kind, said
-        super().__init__(f"{folder}: {kind}: {said}")
+        super().__init__(f"{folder}: run: found {kind}: {one_line(said, 300)}; needs cells that end well; do read {folder}/{Path(notebook).name}")
 
 # %% ../../nbs/6_log/01_runs.ipynb #2166c397
 def _keep(done: Path, folder: Path):

@@ -28,6 +28,7 @@ def policy(
 
 def guard(output: str, page: Page) -> str:
     "The whole page with its policy at the top of the head."
+    if page.html not in output: raise ValueError(f"the theme changed the text of {page.title}: its scripts cannot be told apart")
     theme = re.findall(r"<script(?![^>]*\bsrc=)(?![^>]*json)[^>]*>(.*?)</script>", output.replace(page.html, ""), re.S)
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy(theme + page.scripts, page.raw)}">'
     return output.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n      {meta}', 1)

@@ -50,6 +50,7 @@ def _same_place(image: Volume, labels: Volume, most: float) -> bool:
     turned = reorient(labels, image.axcodes)
     return turned.shape == image.shape and grid_gap(image.affine, turned.affine, image.shape) < most
 
+# %% ../../nbs/1_volumes/06_check.ipynb #60f05564
 def check_pair(
     image: Volume,               # the scan
     labels: Volume,              # its labels
@@ -93,6 +94,7 @@ def check_path(
     codes = [code for w in said for code in getattr(w, "codes", ("repaired",))]
     return dict(path=str(path), status="repaired" if said else "ok", code=",".join(dict.fromkeys(codes)), message="; ".join(str(w) for w in said))
 
+# %% ../../nbs/1_volumes/06_check.ipynb #055b8b1c
 def _read_all(path: Path, label, classes):
     "Read a scan and its labels, with all that this may refuse or say."
     for name in [path] + [label]*(label is not None):

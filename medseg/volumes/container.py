@@ -32,6 +32,7 @@ def peek(
     "The first bytes of a file, unpacked if it is gzip."
     path = Path(path)
     if not path.exists(): raise InputError("not_found", path, "path", "nothing", "a file or folder that exists", "check the spelling")
+    if not path.is_file(): raise InputError("not_a_file", path, "path", "a folder or a device", "a file", "give the file itself")
     with open(path, "rb") as file: raw, size = file.read(most), path.stat().st_size
     if not size: raise InputError("empty_file", path, "size", "0 bytes", "a scan", "copy or download the file again")
     if raw[:2] != b"\x1f\x8b": return Head(raw, False, size)
@@ -49,7 +50,7 @@ def _unpack(raw: bytes, most: int, size: int, path: Path) -> bytes:
 
 # %% ../../nbs/1_volumes/04_container.ipynb #766389f7
 _SIGNED = [  # (first bytes, what it is)
-    (b"PK\3\4", "a zip archive"), (b"BZh", "a bzip2 file"), (b"\xfd7zXZ", "an xz file"), (b"7z\xbc\xaf", "a 7z archive"), (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"PK\3\4", "a zip archive"), (b"\x1f\x8b", "a gzip file inside another"), (b"BZh", "a bzip2 file"), (b"\xfd7zXZ", "an xz file"), (b"7z\xbc\xaf", "a 7z archive"), (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"), (b"GIF8", "a GIF picture"), (b"II*\0", "a TIFF picture"), (b"MM\0*", "a TIFF picture"),
     (b"BM", "a BMP picture"), (b"%PDF", "a PDF document"), (b"\x93NUMPY", "a NumPy array, which has no place in the patient"), (b"MATLAB 5.0", "a MATLAB file (.mat)"),
     (b"\x89HDF", "an HDF5 file (MINC, .mat 7.3 or the like)"), (b"CDF", "a netCDF file (MINC 1)"), (b"# vtk", "a VTK file"), (b"MATRIX7", "an ECAT file"),

@@ -66,10 +66,10 @@ def plain(
 # %% ../../nbs/1_volumes/01_files.ipynb #9b72a986
 def write_text(
     path: str | Path,  # the file to make or replace
-    text: str,         # written as UTF-8
+    text: str,         # written as UTF-8; what UTF-8 cannot hold is written as an escape
 ) -> Path:  # the file
     "Write `text` to `path`, all or nothing."
-    with atomic(path) as new: new.write_text(text, encoding="utf-8")
+    with atomic(path) as new: new.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 def write_json(
@@ -85,7 +85,7 @@ def append_row(
     row: dict,         # one record
 ):
     "Add `row` as one line of JSON."
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 def read_rows(
@@ -93,7 +93,7 @@ def read_rows(
 ) -> list[dict]:  # its records; a last line without its end is left out
     "The records of a .jsonl file, in order."
     text = Path(path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in text[:text.rfind("\n") + 1].split("\n")[:-1]]
 
 # %% ../../nbs/1_volumes/01_files.ipynb #b4b48597
 def digest(

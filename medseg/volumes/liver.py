@@ -15,27 +15,27 @@ from .trunk import Build, Part, dome, draw, shape, trunk
 def liver_sizes(b: Build) -> dict:  # mm and plain factors
     "What differs from liver to liver."
     rng = draw(b, 10)
-    return dict(left=rng.uniform(-95, -35), thick=rng.uniform(.85, 1.2), tail=rng.uniform(-8, 42), girth=rng.uniform(.84, 1.06),
+    return dict(left=rng.uniform(-82, -28), thick=rng.uniform(.85, 1.12), tail=rng.uniform(0, 36), girth=rng.uniform(.78, .97),
                 bed=rng.uniform(-6, 8), slot=rng.uniform(4, 14), gall=rng.uniform(.7, 1.35), pose=random_pose(rng, 0, 0, 3.))
 
 # %% ../../nbs/1_volumes/08c_liver.ipynb #874e5583
 def lobes(b: Build, m: dict, p) -> np.ndarray:  # mm
     "The right lobe with its tail, and the left lobe reaching over the stomach."
     s, g, wall = b.size, m["girth"]*b.size, b.wide + 5
-    right = ellipsoid(p, (wall - 64*g, 0, 5 - 70*g), (64*g, 80*g, 70*g))
-    tail = ellipsoid(p, (wall - 31*g, -4*s, -98*s - .5*m["tail"]), (28*g, 50*g, 40*s + .5*m["tail"]))
+    right = ellipsoid(p, (wall - 66*g, 0, 6 - 78*g), (68*g, 96*g, 80*g))
+    tail = ellipsoid(p, (wall - 29*g, -4*s, -98*s - .5*m["tail"]), (30*g, 58*g, 40*s + .5*m["tail"]))
     tip = np.array([m["left"]*s, 48*s, -42*s])
-    left = capsule(p, (25*s, 60*s, -58*s), tip, 31*m["thick"]*g, 9*m["thick"]*s)
+    left = capsule(p, (25*s, 60*s, -58*s), tip, 30*m["thick"]*g, 9*m["thick"]*s)
     low = ellipsoid(p, (4*s, 74*s, -74*s), (36*g, 26*g, 42*m["thick"]*g))
     return join(join(join(right, tail, 30), left, 30), low, 20)
 
 # %% ../../nbs/1_volumes/08c_liver.ipynb #2eaade97
 def beds(b: Build, m: dict, p) -> np.ndarray:  # mm, to be cut from the lobes
     "Where neighbours press, the slot between the lobes, and the gate."
-    s = b.size
-    bowel = ellipsoid(p, (-4*s, 12*s, -160*s), (80*s, 88*s, (78 + m["bed"])*s))
-    back = ellipsoid(p, (-44*s, -30*s, -58*s), ((58 + m["bed"])*s, 70*s, 120*s))
-    slot = ellipsoid(p, (m["slot"]*s, 84*s, -104*s), (4*s, 42*s, 34*s))
+    s, more = b.size, m["bed"] + .6*(b.wide - 140)  # in a wide patient the beds are wide, not the liver thick
+    bowel = ellipsoid(p, (-2*s, 14*s, -166*s), (97*s + more, 92*s, 98*s + more))
+    back = ellipsoid(p, (-44*s, -34*s, -58*s), (74*s + more, 78*s, 130*s))
+    slot = ellipsoid(p, (m["slot"]*s, 92*s, -102*s), (3.5*s, 34*s, 32*s))
     gate = ellipsoid(p, (26*s, 22*s, -92*s), (30*s, 9*s, 13*s))
     return join(join(join(bowel, back, 20), slot, 8), gate, 10)
 
@@ -46,9 +46,9 @@ def liver_distance(
 ) -> np.ndarray:  # mm, negative inside
     "The liver: lobes less beds, pressed against diaphragm and wall."
     m = liver_sizes(b)
-    house = meet(trunk(b, p, -.5), dome(b, p) + 2.2, 6)
+    house = meet(trunk(b, p, 1), dome(b, p) + 1.5, 4)
     p = tuple(at + push for at, push in zip(p, bend(m["pose"], p)))
-    return meet(cut(lobes(b, m, p), beds(b, m, p), 9), house, 6)
+    return meet(cut(lobes(b, m, p), beds(b, m, p), 9), house, 3)
 
 def liver_field(b: Build) -> Field:
     "The liver on a lattice of 3 mm."

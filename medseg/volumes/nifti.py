@@ -149,6 +149,7 @@ def _parse(data: bytes):
     h = kind(binaryblock=data[:size], endianness="<" if first else ">", check=False)
     return h, (data[4:7] == b"n+2" if second else data[344:347] == b"n+1")
 
+# %% ../../nbs/1_volumes/04a_nifti.ipynb #2077f0b6
 def nifti_layout(
     head: Head,             # first bytes of the file that holds the header
     path: Path,             # that file

@@ -19,7 +19,6 @@ from .dicom import Header, read_series, series_header
 from .files import InputError
 from .nifti import check_place, mgh_layout, nifti_layout, volume_shape
 from .volume import Volume
-from .write import write_labels, write_volume  # so that both ways are found in one place
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #d33bfe96
 def _fields(text: bytes) -> dict:
@@ -147,6 +146,7 @@ def _not_finite(path, low, high):
     for bad, code, name in ((np.isnan(low) or np.isnan(high), "voxel_nan", "NaN"), (np.isinf(low) or np.isinf(high), "voxel_inf", "infinity")):
         if bad: raise InputError(code, path, "voxels", name, "numbers", "find out what wrote it, and do not fill it in blindly")
 
+# %% ../../nbs/1_volumes/04c_read.ipynb #66233e11
 def _image(
     stored: np.ndarray,  # as on disk
     layout: Layout,      # for its scale and messages
@@ -198,6 +198,7 @@ def read_volume(
     tell_mended(path, repairs)
     return Volume(voxels, affine)
 
+# %% ../../nbs/1_volumes/04c_read.ipynb #ec82564a
 def _series(path: Path) -> tuple:
     "Voxels, affine and a stand-in layout of a DICOM series."
     v = read_series(path)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .draw import (PLANES, check_axis, color_of, grey_level, label_colors, legend_below, legend_of, letter, place_of, ready,
+from .draw import (PLANES, check_axis, color_of, grey_level, legend_below, legend_of, letter, place_of, ready,
                                  slice_picture, spread)
 from .files import digest
 from .volume import Volume, world
@@ -188,8 +188,8 @@ def _stamp(
 ) -> np.ndarray:  # the same with writing
     "Paint letters and a line of text into a picture."
     image = Image.fromarray(rgb); draw, (w, h) = ImageDraw.Draw(image), image.size
-    for letter, at, anchor in zip(letters, ((3, h/2), (w - 3, h/2), (w/2, 2), (w/2, h - 3)), ("lm", "rm", "mt", "mb")):
-        draw.text(at, letter, fill="gold", anchor=anchor)
+    for side, at, anchor in zip(letters, ((3, h/2), (w - 3, h/2), (w/2, 2), (w/2, h - 3)), ("lm", "rm", "mt", "mb")):
+        draw.text(at, side, fill="gold", anchor=anchor)
     draw.text((3, h - 3), text, fill="white", anchor="lb")
     return np.asarray(image)
 

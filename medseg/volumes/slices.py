@@ -40,14 +40,17 @@ def read_tags(
             warnings.simplefilter("ignore")
             d = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
             return d if len(d) else _refuse_empty(file)
-    except (OSError, InputError): raise
-    except Exception as error: raise InputError("dicom_unreadable", file, "tags", f"{type(error).__name__} while reading", "a whole DICOM file", "copy or export the file again") from error
+    except InputError: raise
+    except Exception as error:
+        if getattr(error, "errno", None): raise   # the disk, not the file
+        raise InputError("dicom_unreadable", file, "tags", f"{type(error).__name__} while reading", "a whole DICOM file", "copy or export the file again") from error
 
 # %% ../../nbs/1_volumes/02a_slices.ipynb #b3f68b99
 def _refuse_empty(file: Path):
     "A file that looks like DICOM and holds nothing."
     raise InputError("dicom_unreadable", file, "tags", "none", "a whole DICOM file", "copy or export the file again")
 
+# %% ../../nbs/1_volumes/02a_slices.ipynb #01ab7e30
 def tag(
     places: list,  # data sets, the most specific first
     name: str,     # a tag, by its DICOM keyword
@@ -61,6 +64,7 @@ def tag(
         except Exception: continue   # a value that breaks its own type
         if value is not None and value != "" and value != []: return value
 
+# %% ../../nbs/1_volumes/02a_slices.ipynb #3ef9d361
 def _numbers(
     value,       # what a tag holds
     count: int,  # how many numbers it ought to hold

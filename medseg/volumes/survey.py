@@ -94,6 +94,7 @@ def _row(header: Header) -> dict:
     return dict(path=header.path, shape=header.shape, spacing=size, axcodes=axcodes(header.affine), extent_mm=tuple(round(n*s, 3) for n, s in zip(header.shape, size)),
                 dtype=header.dtype, modality=header.modality, thickness_mm=header.thickness_mm, flags=header.flags + oddities(header))
 
+# %% ../../nbs/1_volumes/10_survey.ipynb #d541f088
 def survey(
     paths,  # a file or folder, or a list of them
 ) -> dict:  # "volumes": rows with path, shape, spacing, axcodes, extent_mm, dtype, modality, thickness_mm, flags; "refused": rows with path, code, message
@@ -110,6 +111,7 @@ def _body_axis(row: dict) -> int:
     "The array axis that runs along the body."
     return next(i for i, side in enumerate(row["axcodes"]) if side in "SI")
 
+# %% ../../nbs/1_volumes/10_survey.ipynb #79f848d2
 def plot_survey(
     table: dict,  # from `survey`
 ):  # the matplotlib figure

@@ -41,7 +41,7 @@ def _save(
     if not path.name.endswith((".nii", ".nii.gz")): raise ValueError(f"path must end in .nii or .nii.gz, got {path.name!r}")
     header, voxels = fresh_header(v), v.voxels.astype(v.voxels.dtype.newbyteorder("<"), copy=False)
     with atomic(path) as new, open(new, "wb") as file:
-        packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.name.endswith(".gz") else file
+        packed = gzip.GzipFile("", "wb", 4, file, mtime=0) if path.name.endswith(".gz") else file
         packed.write(header.as_byteswapped("<").binaryblock + bytes(4))
         for k in range(v.shape[2]): packed.write(voxels[:, :, k].tobytes("F"))
         if packed is not file: packed.close()

@@ -1,0 +1,104 @@
+"Experiments run by papermill, refuse what they do not know, and leave a whole record."
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import papermill
+import pytest
+from conftest import TOP
+
+from medseg.data.cohort import make_cohort
+from medseg.data.manifest import Item, read_manifest, write_manifest
+from medseg.log.runs import parameters, run_state
+from medseg.volumes.read import read_volume
+
+SEGMENT = TOP/"nbs"/"experiments"/"segment.ipynb"
+TINY = ["-p", "steps", "4", "-p", "crop", "32", "-p", "width", "4", "-p", "levels", "2", "-p", "inplane_mm", "8"]
+
+
+def medseg(*words, cwd):
+    return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"), train=2, test=2, inplane_mm=8., spacings=(8., 10.))
+
+
+def test_a_cohort_does_not_depend_on_the_number_of_processes(cohort, tmp_path):
+    make_cohort(tmp_path, train=2, test=2, inplane_mm=8., spacings=(8., 10.), workers=1)
+    files = sorted(p.relative_to(cohort.parent) for p in cohort.parent.rglob("*") if p.is_file())
+    assert len(files) == 10 and all((tmp_path/f).read_bytes() == (cohort.parent/f).read_bytes() for f in files)
+
+
+def test_a_run_leaves_a_whole_record(cohort, tmp_path):
+    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "name", "007", "--out", "runs/a", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told, folder = json.loads(done.stdout), tmp_path/"runs"/"a"
+    config, result = (json.loads((folder/f"{n}.json").read_text()) for n in ("config", "result"))
+    assert config["name"] == "007" and config["steps"] == 4 and result["state"] == told["state"] == "finished"
+    rows = [json.loads(line) for line in (folder/"rows.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r["kind"] == "train"] == [0, 1, 2, 3]
+    assert {r["subject"] for r in result["table"]} == {i.subject for i in read_manifest(cohort) if i.split == "test"}
+    assert result["cost"]["wall_s"] > 0 and result["cost"]["peak_gib"] > 0 and all(len(d) == 16 for d in result["digests"].values())
+    masks = list((folder/"masks").glob("*.nii.gz"))
+    assert len(masks) == 2 and read_volume(masks[0], role="labels").voxels.dtype == np.uint8
+    assert {p.name for p in folder.iterdir()} >= {"segment.ipynb", "model.safetensors", "figures", "page.html", "environment.json"}
+    listed = json.loads(medseg("log", "--json", cwd=tmp_path).stdout)
+    assert [(r["name"], r["state"]) for r in listed] == [("007", "finished")]
+    again = medseg("run", "segment", "--out", "runs/a", cwd=tmp_path)
+    assert again.returncode == 1 and "needs a new name" in again.stderr
+
+
+def test_the_same_seed_gives_the_same_numbers(cohort, tmp_path):
+    for name in ("a", "b"):
+        assert medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "threads", "1", "--out", name, cwd=tmp_path).returncode == 0
+    a, b = ([json.loads(line)["loss"] for line in (tmp_path/n/"rows.jsonl").read_text().splitlines() if '"train"' in line] for n in "ab")
+    assert a == b and len(a) == 4
+
+
+def test_plain_papermill_works_too(tmp_path):
+    papermill.execute_notebook(str(SEGMENT), str(tmp_path/"out.ipynb"), dict(steps=2, crop=32, width=4, levels=2, inplane_mm=8., out=str(tmp_path/"run")),
+                               kernel_name="python3", progress_bar=False, cwd=str(tmp_path))
+    assert json.loads((tmp_path/"run"/"result.json").read_text())["state"] == "finished"
+
+
+def test_nonsense_is_refused_and_recorded(cohort, tmp_path):
+    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "target", "middle", "-p", "depth", "4", "--out", "odd", cwd=tmp_path)
+    assert done.returncode == 1 and "depth must be odd" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "hold_out", "nobody", "--out", "who", cwd=tmp_path)
+    assert done.returncode == 1 and "nobody" in done.stderr
+    assert run_state(tmp_path/"who") == "failed"
+
+
+def test_a_stopped_run_says_so(cohort, tmp_path):
+    words = [sys.executable, "-m", "medseg.cli", "run", "segment", "-p", "manifest", str(cohort), "-p", "steps", "100000", "--out", "long"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    rows = tmp_path/"long"/"rows.jsonl"
+    until = time.time() + 120
+    while not rows.exists() and time.time() < until: time.sleep(.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert run_state(tmp_path/"long") == "interrupted"
+    time.sleep(2)
+    size = rows.stat().st_size
+    time.sleep(2)
+    assert rows.stat().st_size == size, "the kernel went on after the run was stopped"
+
+
+def test_demo_on_a_manifest_holds_each_patient_out(cohort, tmp_path):
+    two = [Item(i.subject, i.image, i.label) for i in read_manifest(cohort)[:2]]
+    write_manifest(tmp_path/"m.csv", two)
+    done = medseg("demo", "--data", "m.csv", "--label-values", "1+2", "--steps", "3", "--out", "demo", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {r["subject"] for r in told["table"]} == {i.subject for i in two} and len(told["runs"]) == 2
+    assert (tmp_path/told["page"]).is_file() and len(list(tmp_path.glob("demo/*/masks/*.nii.gz"))) == 2
+
+
+def test_every_parameter_has_a_kind():
+    known = parameters(SEGMENT)
+    assert len(known) > 15 and {type(v) for v in known.values()} <= {str, int, float, bool}
