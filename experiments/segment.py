@@ -40,7 +40,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medseg.data.augment import Augment, augment
 from medseg.data.cohort import is_phantom, make_cohort

@@ -12,7 +12,8 @@ from conftest import TOP
 
 from medseg.data.cohort import make_cohort
 from medseg.data.manifest import Item, read_manifest, write_manifest
-from medseg.log.runs import parameters, run_state
+from medseg.log.execute import parameters
+from medseg.log.runs import run_state
 from medseg.volumes.read import read_volume
 
 SEGMENT = TOP/"nbs"/"experiments"/"segment.ipynb"

@@ -4,8 +4,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from medseg.volumes.read import read_volume
 from medseg.volumes.resample import resample, resample_to
 from medseg.volumes.volume import ORIENTATIONS, Volume, reorient, world
+from medseg.volumes.write import write_labels, write_volume
 
 
 def turn(rng, most=40):
@@ -124,18 +126,17 @@ def test_memory_stays_small(spacing):
 
 def test_the_48_orientations_hold_one_world(tmp_path):
     "Written, read, resampled: the same values at the same millimetres."
-    read = pytest.importorskip("medseg.volumes.read")
     rng = np.random.default_rng(5)
     v = Volume(rng.integers(-1000, 1500, (9, 11, 7)).astype(np.int16), np.diag([.8, .9, 3., 1.]))
     mask = Volume((v.voxels > 0).astype(np.uint8), v.affine)
     coarse = resample(v, (1.6, 1.8, 3))
     for codes in ORIENTATIONS:
         stored, path = reorient(v, codes), tmp_path/f"{codes}.nii"
-        read.write_volume(path, stored)
-        got = read.read_volume(path)
+        write_volume(path, stored)
+        got = read_volume(path)
         assert got.axcodes == codes and got.voxels.dtype == np.int16
         np.testing.assert_allclose(got.affine, stored.affine, atol=1e-5)
         np.testing.assert_array_equal(reorient(got).voxels, v.voxels)
         np.testing.assert_array_equal(reorient(resample_to(got, reorient(coarse, codes))).voxels, coarse.voxels)
-        read.write_labels(tmp_path/f"{codes}_labels.nii.gz", reorient(mask, codes))
-        np.testing.assert_array_equal(reorient(read.read_volume(tmp_path/f"{codes}_labels.nii.gz", role="labels")).voxels, mask.voxels)
+        write_labels(tmp_path/f"{codes}_labels.nii.gz", reorient(mask, codes))
+        np.testing.assert_array_equal(reorient(read_volume(tmp_path/f"{codes}_labels.nii.gz", role="labels")).voxels, mask.voxels)

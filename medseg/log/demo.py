@@ -14,7 +14,8 @@ from statistics import mean, stdev
 from ..data.cohort import is_phantom, make_cohort
 from ..data.manifest import Item, parse_label_values, read_manifest, subjects
 from .page import write_page
-from .runs import Run, find_experiment, finish_run, new_folder, read_json, run_experiment, start_run
+from .execute import find_experiment, run_experiment
+from .runs import Run, finish_run, new_folder, read_json, start_run
 from ..volumes.files import InputError, atomic, write_json
 from ..volumes.survey import survey
 
@@ -71,6 +72,7 @@ def run_demo(
     "Cohort, survey, training runs, masks, table and page."
     values = label_values or ("1" if data else "1+2")
     settings = dict(SETTINGS, label_values=values, class_names=class_names or _names(values), **({"steps": steps} if steps else {}))
+    if data: demo_runs(read_manifest(data), settings)  # refuses before anything is made
     demo = start_run("demo", dict(settings, name="demo", data=str(data or "phantoms")), out or new_folder("demo"))
     manifest = data or _phantoms(demo.folder/"cohort", tell)
     items = read_manifest(manifest)
