@@ -44,14 +44,14 @@ import numpy as np
 from medseg.data.augment import Augment, augment
 from medseg.data.cohort import is_phantom, make_cohort
 from medseg.data.datasets import Draw, align_labels, batches, load_case
-from medseg.data.manifest import parse_label_values, read_manifest, select_classes, split_items, subjects
+from medseg.data.manifest import item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.runs import finish_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import evaluate
 from medseg.segment.predict import Recipe, predict, save_model
 from medseg.segment.report import best_slice, dice_figure, overlay_figure
 from medseg.train.loop import fit, seed_everything
-from medseg.volumes.files import digest, safe_name
+from medseg.volumes.files import digest
 from medseg.volumes.read import read_volume
 from medseg.volumes.write import write_labels
 
@@ -118,7 +118,7 @@ for item in test:
     scan, labels = read_volume(item.image), read_volume(item.label, role="labels")
     labels = select_classes(align_labels(scan, labels), config.groups)
     mask = predict(net, recipe, scan)
-    write_labels(run.folder/"masks"/f"{safe_name(item.subject)}-{digest(item.image.name)[:4]}.nii.gz", mask)
+    write_labels(run.folder/"masks"/f"{item_name(item, test)}.nii.gz", mask)
     for number, score in evaluate(mask, labels, range(1, recipe.classes)).items():
         table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, z_mm=scan.spacing[2], slices=scan.shape[2], **score))
         run.row("subject", table[-1])

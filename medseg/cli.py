@@ -251,7 +251,7 @@ def demo(
     from medseg.log.demo import run_demo
     result = run_demo(data, label_values, class_names, steps, out, (lambda text: None) if as_json else print, watched)
     if as_json: return say(result)
-    draw("Dice of subjects never seen", [{**r, "dice": [round(d, 3) for d in r["dice"]]} for r in result["table"]], ["subject", "class", "z_mm", "slices", "dice", "mean"])
+    draw("Dice of subjects never seen", [{**r, "dice": ", ".join(f"{d:.3f}" for d in r["dice"])} for r in result["table"]], ["subject", "class", "z_mm", "slices", "dice", "mean"])
     for name, s in result["summary"].items():
         print(f"mean {name} Dice {s['mean']:.3f}" + (f", spread over {s['runs']} seeds {s['spread']:.3f}" if s["spread"] is not None else "") + f", worst {s['worst']:.3f}")
     print(f"masks: {result['folder']}/*/masks\npage: {result['page']}")

@@ -20,7 +20,7 @@ from ..volumes.files import InputError, atomic, write_json
 from ..volumes.survey import survey
 
 # %% ../../nbs/6_log/04_demo.ipynb #e645bd17
-SETTINGS = dict(target="middle", depth=5, attention="both", width=16, levels=4, inplane_mm=3., crop=128, batch=8, steps=300, lr=3e-3)
+SETTINGS = dict(target="middle", depth=5, attention="both", width=16, levels=4, inplane_mm=3., crop=128, batch=8, steps=240, lr=3e-3)
 
 # %% ../../nbs/6_log/04_demo.ipynb #853e8dd6
 def demo_runs(
@@ -113,11 +113,12 @@ def _record(demo: Run, folders: list[Path], table: list[dict], settings: dict, d
     "Write the demo's own result and page."
     results, told = [read_json(f/"result.json") for f in folders], summary(table)
     rows = [{k: v for k, v in r.items() if k != "dice"} | {"dice": r["mean"]} | {Path(f).name: d for f, d in zip(folders, r["dice"]) if len(r["dice"]) == len(folders)} for r in table]
-    headline = {f"{name} {k}": round(v, 4) for name, s in told.items() for k, v in s.items() if k != "runs" and v is not None}
+    headline = {f"{name} dice, {k}": round(v, 4) for name, s in told.items() for k, v in s.items() if k != "runs" and v is not None}
+    for f, r in zip(folders, results): demo.row("run", dict(folder=f.name, **r["headline"]))
     for name in ("masks", "dice_by_spacing"):
         for f in folders: _copy_figure(demo, f, name)
     notes = results[0]["notes"] + ["Each run has a page of its own: " + ", ".join(f"{f.name}/page.html" for f in folders)]
-    cost = dict(updates=sum(r["cost"]["updates"] for r in results), runs=len(folders), peak_gib_of_a_run=max(r["cost"]["peak_gib"] for r in results))
+    cost = dict(updates=sum(r["cost"]["updates"] for r in results), runs=len(folders), peak_gib=max(r["cost"]["peak_gib"] for r in results))
     finish_run(demo, headline, [{k: v for k, v in r.items() if k != "mean"} for r in rows], cost, data, results[0]["digests"]["data"], notes)
     return dict(folder=demo.folder, page=write_page(demo.folder), runs=folders, table=table, summary=told)
 

@@ -95,14 +95,14 @@ def finish_run(
     run: Run,
     headline: dict,       # the few numbers that the list of runs shows
     table: list[dict],    # the rows of the result table, such as one per subject and class
-    cost: dict,           # at least updates; wall time and peak memory are added here
+    cost: dict,           # at least updates; wall time and peak memory of this process are added where not given
     data: str,            # "phantom" or "real": pictures of real scans are never published
     data_digest: str = "",
     notes: list = (),     # sentences that the page must show
 ) -> dict:  # what was written
     "Write result.json and let the lock go."
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
-    cost = dict(cost, wall_s=round(time.perf_counter() - run.began, 1), peak_gib=round(peak, 3))
+    cost = dict(wall_s=round(time.perf_counter() - run.began, 1), peak_gib=round(peak, 3)) | cost
     settings = {k: v for k, v in run.config.items() if k != "out"}
     digests = dict(code=code_digest(), data=data_digest, config=digest(json.dumps(settings, sort_keys=True)))
     result = dict(experiment=read_json(run.folder/"config.json")["experiment"], name=run.config.get("name", ""),

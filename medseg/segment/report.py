@@ -18,13 +18,13 @@ def best_slice(
     scan: Volume,    # HU
     pred: Volume,    # integer classes on the scan's grid
     labels: Volume,  # the same, as labelled
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:  # (y, x) slices of scan, pred and label; height of a pixel over its width
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:  # (y, x) slices of scan, pred and label, the patient's right on the left; height of a pixel over its width
     "The axial slice that holds the most label (or the most prediction, where there is no label)."
     hu, p, y = (to_slices(v) for v in (scan, pred, labels))
     count = (y > 0).sum((1, 2)) if (y > 0).any() else (p > 0).sum((1, 2))
     z = int(count.argmax())
     size = reorient(scan, "RAS").spacing
-    return hu[z].copy(), p[z].copy(), y[z].copy(), size[1]/size[0]
+    return *(s[z, :, ::-1].copy() for s in (hu, p, y)), size[1]/size[0]
 
 # %% ../../nbs/4_segment/06_report.ipynb #e7255441
 def overlay_figure(
