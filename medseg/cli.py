@@ -100,11 +100,10 @@ def check(
     values = numbers(classes, "--classes")
     rows = [check_path(p, label, values) for p in paths]
     if as_json: say(rows)
-    else: draw("", rows, ["path", "status", "code", "message"])
-    if any(r["status"] == "refused" for r in rows):
-        for r in rows:
-            if r["status"] == "refused" and not as_json: print(f"error: {r['message']}", file=sys.stderr)
-        raise typer.Exit(1)
+    for row in [] if as_json else rows:
+        if row["status"] == "refused": print(f"error: {row['message']}", file=sys.stderr)
+        else: print(f"{row['status']}: {row['message'] or row['path']}")
+    if any(row["status"] == "refused" for row in rows): raise typer.Exit(1)
 
 def numbers(text: str, option: str) -> tuple | None:
     "Whole numbers separated by commas; None for no text."
@@ -268,6 +267,7 @@ def lab(
     if importlib.util.find_spec("jupyterlab") is None:
         raise InputError("lab_missing", "jupyterlab", "package", "not installed", "the extra lab", "say pip install 'medseg[lab]'")
     if not folder.is_dir(): raise InputError("folder_missing", folder, "folder", "no such folder", "a folder", "name the book's nbs or one of your own")
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", "--ip", "127.0.0.1", "--notebook-dir", str(folder)])
+    root = ["--allow-root"]*(os.geteuid() == 0)  # in a container one is root; the token and 127.0.0.1 still guard the door
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", "--ip", "127.0.0.1", "--notebook-dir", str(folder), *root])
 
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -20,7 +20,7 @@ from medseg.volumes.files import InputError, RepairWarning
 from medseg.volumes.read import read_header, read_volume
 from medseg.volumes.write import write_labels, write_volume
 from medseg.volumes.survey import survey
-from medseg.volumes.volume import Volume
+from medseg.volumes.volume import Volume, reorient
 
 X, Y, Z = np.meshgrid(np.arange(24), np.arange(20), np.arange(12), indexing="ij")
 SCAN = (np.where(np.hypot(X - 9, Y - 8) < 6, 60, -1000) + (7*X + 5*Y + 3*Z) % 13).astype(np.int16)
@@ -316,7 +316,7 @@ def test_no_memory_for_a_lie(tmp_path):
 PAIRS = {
     "shape": ("pair_shape", Volume(ORGAN[:, :, :-1], PLACE)), "origin": ("pair_origin", Volume(ORGAN, affine(z3=130))),
     "spacing": ("pair_spacing", Volume(ORGAN, affine(z2=2.5))), "flipped": ("pair_orientation", Volume(ORGAN, affine(x0=2, x3=-16))),
-    "axes": ("pair_axes", Volume(ORGAN.transpose(2, 0, 1), PLACE[:, [2, 0, 1, 3]])), "undeclared": ("label_undeclared", Volume(ORGAN*37, PLACE)),
+    "undeclared": ("label_undeclared", Volume(ORGAN*37, PLACE)),
 }
 
 
@@ -324,6 +324,15 @@ PAIRS = {
 def test_pair_refused(name):
     code, labels = PAIRS[name]
     assert refusal(lambda: check_pair(Volume(SCAN, PLACE), labels, classes=3)).code == code
+
+
+def test_labels_along_other_axes_are_turned():
+    "Stored along other axes and in the right place: one warning, whatever the shapes."
+    for axes in ([2, 0, 1], [1, 0, 2]):
+        with pytest.warns(RepairWarning, match="turned by the affine"):
+            check_pair(Volume(SCAN, PLACE), Volume(ORGAN.transpose(axes), PLACE[:, [*axes, 3]]), classes=3)
+    with pytest.warns(RepairWarning, match="turned by the affine"):
+        check_pair(Volume(SCAN, PLACE), reorient(Volume(ORGAN, PLACE), "LPS"), classes=3)
 
 
 def test_pair_with_noise_is_accepted():

@@ -90,9 +90,8 @@ def load_case(
     "Read, check and prepare one scan with its labels. InputError names what is wrong."
     if item.label is None: raise ValueError(f"subject {item.subject} has no label; training and scoring need one")
     image, labels = read_volume(item.image), read_volume(item.label, role="labels")
-    labels = align_labels(image, labels)
     check_pair(image, labels, names=(str(item.image), str(item.label)))
-    return make_case(item.subject, image, select_classes(labels, groups), inplane_mm)
+    return make_case(item.subject, image, select_classes(align_labels(image, labels), groups), inplane_mm)
 
 def align_labels(
     image: Volume,   # the scan
