@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 TOP = Path(__file__).parents[1]
 
@@ -9,3 +10,12 @@ TOP = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def top() -> Path:
     return TOP
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "Small networks are slower on many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -10,13 +10,7 @@ from medseg.segment.losses import dice_ce
 from medseg.segment.unet import ResBlock, Stage, UNet, join_classes, logit_rank, no_gradient, split_classes
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small networks are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("slices,classes", [*itertools.product((1, 2, 5, 10, 16), (2, 3, 15))])

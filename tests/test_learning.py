@@ -6,13 +6,7 @@ from medseg.segment.losses import dice_ce
 from medseg.segment.unet import UNet, join_classes
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Small networks are slower on many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def two_discs(slices=5, size=64, seed=0):

@@ -8,10 +8,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from conftest import TOP
 
-pytest.importorskip("mkdocs"), pytest.importorskip("pypandoc"), pytest.importorskip("nbdev")
-from medseg.log.page import write_page  # noqa: E402
-from medseg.log.record import page_name, show  # noqa: E402
-from medseg.log.site import chapters, make_site, quarto_for_nbs, read_sidebar  # noqa: E402
+from medseg.log.page import write_page
+from medseg.log.record import page_name, show
+from medseg.log.site import chapters, make_site, quarto_for_nbs, read_sidebar
 
 HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "[click](javascript:alert(1))",
            '" onmouseover="alert(1)', "{{7*7}}", "${7*7}", "```\n<script>alert(1)</script>\n```", r"$$\href{javascript:alert(1)}{x}$$",
@@ -127,7 +126,7 @@ def test_hostile_text_stays_text(bad, site, pages):
 @pytest.mark.browser
 def test_browser_runs_nothing_and_asks_nobody(site):
     "Every hostile page in a real browser: no dialog, no request outside the folder; the search works from a disk."
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
     asked, dialogs, complaints = [], [], []
     with sync_api.sync_playwright() as p:
         try: browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
