@@ -7,6 +7,7 @@ __all__ = ['parameters', 'typed', 'checked', 'find_experiment', 'run_experiment'
 
 # %% ../../nbs/6_log/01c_execute.ipynb #47cac605
 import ast
+import os
 import re
 import shutil
 import signal
@@ -83,6 +84,7 @@ def run_experiment(
     values = checked(notebook, {k: v for k, v in given.items() if k != "out"})
     folder = Path(out or given.get("out") or new_folder(notebook.stem))
     if folder.exists(): raise InputError("run_exists", folder, "folder", "a folder or file of this name", "a new name", "choose another --out")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: on a busy machine spinning costs most of the time
     with tempfile.TemporaryDirectory() as scratch, _stoppable(), _tail(folder/"rows.jsonl", watch):
         done = Path(scratch)/notebook.name
         try: papermill.execute_notebook(str(notebook), str(done), parameters=dict(values, out=str(folder)), kernel_name="python3",
