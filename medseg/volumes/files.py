@@ -133,6 +133,9 @@ class InputError(ValueError):
         self.code, self.path, self.field, self.found, self.needs, self.do = code, str(path), field, found, needs, do
         super().__init__(f"{one_line(path, 400)}: {field}: found {one_line(found)}; needs {needs}; do {do}")
 
+    def __reduce__(self):  # so that an error of another process arrives as itself
+        return InputError, (self.code, self.path, self.field, self.found, self.needs, self.do)
+
 class RepairWarning(UserWarning):
     "Odd input that was mended; the message says what was changed."
 

@@ -103,7 +103,7 @@ def survey(
     for path in find_volumes(paths):
         try: volumes.append(_row(read_header(path)))
         except InputError as error: refused.append(dict(path=str(path), code=error.code, message=str(error)))
-        except Exception as error: refused.append(dict(path=str(path), code="unexpected", message=f"{one_line(path)}: {type(error).__name__}: {one_line(error)}"))
+        except Exception as error: refused.append(dict(path=str(path), code="unexpected", message=f"{one_line(path)}: found {type(error).__name__} while reading; needs a scan that can be read; do report this kind of file"))
     return dict(volumes=volumes, refused=refused)
 
 # %% ../../nbs/1_volumes/10_survey.ipynb #ab00b738
