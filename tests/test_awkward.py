@@ -9,6 +9,7 @@ import pytest
 from medseg.volumes.check import check_pair, check_path
 from medseg.volumes.files import InputError
 from medseg.volumes.read import read_volume
+from medseg.volumes.slices import slices_in, stored_pixels
 from medseg.volumes.survey import survey
 from medseg.volumes.volume import grid_gap, reorient
 
@@ -30,6 +31,8 @@ EXPECTED = {  # path below awkward/: codes, "" where it is accepted in silence
     "stale_origin/example_ct_sm.nii.gz": "", "tiny/sub-unf02_T2star.nii.gz": "", "made/sform_qform_mismatch.nii.gz": "sform_qform", "made/no_affine_codes.nii.gz": "orientation_unknown",
     "made/nan_inf.nii.gz": "voxel_nan", "made/all_zero.nii.gz": "constant", "made/int16_hu_wrapped_uint16.nii.gz": "wrapped", "made/trailing_singleton_4d.nii.gz": "", "made/single_slice.nii.gz": "",
     "made/zero_pixdim_z.nii": "pixdim_bad", "made/negative_pixdim_z.nii": "negative_pixdim,orientation_unknown", "made/truncated.nii.gz": "four_d", "made/lfs_pointer.nii.gz": "lfs_pointer",
+    "formats/parrec/phantom_EPI_asc_CLEAR_2_1.PAR": "format_unsupported", "dicom_single/MR_small_bigendian.dcm": "dicom_single_slice", "dicom_single/MR_small_padded.dcm": "dicom_single_slice", "dicom_single/image_dfl.dcm": "dicom_no_geometry",
+    "dicom_series/agfa_siemens/Siemens": "dicom_two_series", "labels/ivd_spacing_permuted_labels51.nii": "", "labels/verse004_float64_labels_PIR.nii.gz": "", "tiny/sub-unf02_T1w.nii.gz": "",
     "made/big_endian_float32.nii": "", "made/analyze_pair/anat.hdr": "orientation_unknown", "made/analyze_pair/anat.img": "orientation_unknown",
 }
 
@@ -39,7 +42,7 @@ def test_awkward(name):
     if not ROOT: return
     row = check_path(ROOT/name)
     assert row["code"] == EXPECTED[name], row["message"]
-    assert len(row["message"].splitlines()) <= 1 and row["status"] != "refused" or Path(name).name in row["message"]
+    assert len(row["message"].splitlines()) <= 1 and (row["status"] != "refused" or Path(name).name in row["message"])
 
 
 if ROOT:
@@ -63,6 +66,34 @@ if ROOT:
         assert read("labels/ivd_spacing_permuted_labels51.nii", "labels").voxels.dtype == np.uint8
         with pytest.raises(InputError) as caught: check_pair(read("made/mismatch/img.nii.gz"), read("made/mismatch/seg.nii.gz", "labels"), names=("img.nii.gz", "seg.nii.gz"))
         assert caught.value.code == "pair_shape" and "seg.nii.gz" in str(caught.value)
+
+    def test_every_file_of_the_list_is_looked_at():
+        "Each row of the corpus' own table is in EXPECTED or in one of the tests below."
+        rows = [line.split("|")[1].strip() for line in (ROOT/"SOURCES.md").read_text().splitlines() if line.startswith("| ") and "/" in line.split("|")[1]]
+        others = ("affine/nifti_space/", "formats/pair/", "made/mismatch/", "made/analyze_pair/")
+        missing = [r for r in rows if not r.startswith(others) and not any(name == r or name.startswith(r + "/") for name in EXPECTED)]
+        assert len(rows) > 60 and not missing, missing
+
+    def test_every_file_below_is_refused_repaired_or_read():
+        "Whatever lies in the corpus: one of the three, in one line, and no other exception."
+        for path in sorted(p for p in ROOT.rglob("*") if p.is_file()):
+            row = check_path(path)
+            assert row["status"] in ("ok", "repaired", "refused") and len(row["message"].splitlines()) <= 1, path
+
+    def test_slices_hold_the_same_numbers():
+        "Single slices make no volume, but their pixels are read: big-endian and padded copies equal the plain one, the rescale is read, an empty thickness is none, a cut one is refused by name."
+        plain, *copies = [stored_pixels(ROOT/"dicom_single"/f"MR_small{n}.dcm") for n in ("", "_bigendian", "_padded")]
+        for copy in copies: assert np.array_equal(plain, copy)
+        assert slices_in(ROOT/"dicom_single"/"decimal_rescale.dcm")[0].scale == (2, -4096)
+        assert slices_in(ROOT/"dicom_single"/"slicethickness_empty_string.dcm")[0].thickness is None
+        with pytest.raises(InputError) as caught: stored_pixels(ROOT/"dicom_single"/"MR_truncated.dcm")
+        assert caught.value.code == "dicom_truncated" and "MR_truncated.dcm" in str(caught.value)
+        assert stored_pixels(ROOT/"dicom_single"/"JPEG2000.dcm").ndim == 3
+
+    def test_a_ct_without_air_is_doubted():
+        for name in ("affine/ct_oblique_pitch.nii.gz", "affine/ct_avm_scaled_float.nii.gz"):
+            assert "not_hu" in check_path(ROOT/name, modality="CT")["code"] and "not_hu" not in check_path(ROOT/name)["code"]
+        assert check_path(ROOT.parent/"ct_abdomen"/"tsA"/"ct.nii.gz", modality="CT")["code"] == ""
 
     def test_survey_of_everything():
         table = survey(ROOT.parent)

@@ -6,13 +6,14 @@
 __all__ = ['Series', 'find_series', 'Header', 'series_header', 'read_series']
 
 # %% ../../nbs/1_volumes/03_dicom.ipynb #79a376c4
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .files import InputError, one_line
-from .slices import NO_IMAGE, Slice, is_dicom, read_tags, slices_in, stored_pixels, tag, whole
+from .files import InputError
+from .slices import NO_IMAGE, Slice, is_dicom, modality_of, read_tags, slices_in, stored_pixels, tag, whole
 from .volume import Volume
 
 # %% ../../nbs/1_volumes/03_dicom.ipynb #2f0c48c1
@@ -36,6 +37,14 @@ def _short(numbers) -> str:
     return "(" + ", ".join(f"{x:.4g}" for x in numbers) + ")"
 
 # %% ../../nbs/1_volumes/03_dicom.ipynb #a5ecaff1
+def _step_told(
+    s: Slice,
+    step: float,  # mm between two places
+) -> bool:
+    "True if the tags of a slice agree that its neighbour lies `step` away."
+    if s.between: return abs(step - abs(s.between)) <= .1*step
+    return bool(s.thickness) and .4*s.thickness <= step <= 1.5*s.thickness
+
 def _check_steps(
     slices: list[Slice],  # in order
     path,                 # for messages
@@ -47,7 +56,8 @@ def _check_steps(
     step = np.diff(place)
     if place[-1] - place[0] < 1e-3: raise InputError("dicom_same_position", path, "ImagePositionPatient", f"{len(slices)} slices in one place", "slices that lie one behind the other", "export the volume, not a localiser or a picture")
     if (step < 1e-3).any(): raise InputError("dicom_duplicate_slice", path, "ImagePositionPatient", f"{int((step < 1e-3).sum())} slices in the place of another", "each place once", "split the series by time point or echo, or delete the copies")
-    if len(slices) < 3: raise InputError("dicom_too_few_slices", path, "slices", len(slices), "3 slices or more, so that a gap can be seen", "export the whole series")
+    if len(slices) == 2 and not _step_told(slices[0], float(step[0])):
+        raise InputError("dicom_too_few_slices", path, "slices", f"2, {step[0]:.4g} mm apart, and no tag that agrees", "3 slices or more, so that a gap can be seen", "export the whole series")
     usual, even = np.median(step), np.linspace(place[0], place[-1], len(place))
     if step.max() > 1.5*usual: raise InputError("dicom_gap", path, "ImagePositionPatient", f"a step of {step.max():.4g} mm among steps of {usual:.4g} mm", "even steps", "export the missing slices")
     if np.abs(step - usual).max() > .1*usual or np.abs(place - even).max() > .05*usual:
@@ -83,7 +93,9 @@ class Series:
     notes: tuple = () # what else lies in the folder and was left out
 
     @property
-    def name(self) -> str: return f"{self.modality or 'unknown'} series ...{one_line(self.uid[-12:])} ({len(self.files)} files)"
+    def name(self) -> str:
+        number = re.sub("[^0-9.]", "", self.uid)[-12:]
+        return f"{self.modality or 'unknown'} series ...{number} ({len(self.files)} files)"
 
 # %% ../../nbs/1_volumes/03_dicom.ipynb #7c1f56d8
 def find_series(
@@ -95,7 +107,7 @@ def find_series(
         if not is_dicom(file): notes.append(f"{file.name}: no DICOM"); continue
         try: d = read_tags(file)
         except InputError as error: notes.append(f"{file.name}: {error.code}"); continue
-        modality, image = str(tag([d], "Modality") or ""), bool(tag([d], "Rows"))
+        modality, image = modality_of(d), bool(tag([d], "Rows"))
         own = file.name if whole([d], "NumberOfFrames") > 1 else ""
         heaps.setdefault((str(tag([d], "SeriesInstanceUID") or ""), modality, own, image and modality not in NO_IMAGE), []).append(file)
     notes += [f"{len(files)} files with {NO_IMAGE.get(key[1], 'no image')}" for key, files in heaps.items() if not key[3]]

@@ -11,27 +11,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from nibabel.volumeutils import apply_read_scaling
 
 from .container import Head, Layout, check_size, kind_of, load, peek, tell_mended
 from .dicom import Header, read_series, series_header
 from .files import InputError
-from .nifti import check_place, mgh_layout, nifti_layout, volume_shape
+from .nifti import TEXT, check_place, mgh_layout, nifti_layout, volume_shape
 from .volume import Volume
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #d33bfe96
-def _fields(text: bytes) -> dict:
-    "The `key: value` or `key = value` lines of a text header, keys in lower case."
-    lines = (re.split(rb"\s*(?::=|:|=)\s*", line, maxsplit=1) for line in text.splitlines())
-    return {pair[0].decode("latin1").strip().lower(): pair[1].decode("latin1").strip() for pair in lines if len(pair) == 2}
+def _fields(text: bytes, kind: str, path: Path) -> dict:
+    "The `key: value` lines of an NRRD header or the `key = value` lines of a MetaImage header, keys in lower case."
+    lines = [line for line in text.splitlines() if line.strip() and (kind == "meta" or not (line[:1] == b"#" or b":=" in line))]
+    if kind == "nrrd" and not re.fullmatch(rb"NRRD000[1-5]\s*", lines.pop(0)): _unclear(path, "magic", "NRRD0001 to NRRD0005")
+    pairs = [re.split(b" *= *" if kind == "meta" else b": ", line, maxsplit=1) for line in lines]
+    if any(len(pair) != 2 for pair in pairs): _unclear(path, "header", "a name and a value in each line")
+    found = {name.decode("latin1").strip().lower(): value.decode("latin1").strip() for name, value in pairs}
+    if len(found) < len(pairs): _unclear(path, "header", "each name once")
+    return found
+
+def _unclear(path: Path, field: str, needs: str):
+    raise InputError("header_unreadable", path, field, "something else", needs, "export the scan again")
 
 def _text_header(path: Path, kind: str) -> tuple:
     "The fields of an NRRD or MetaImage header, and where it ends."
     data = peek(path, 1 << 20).data
     end = re.search(rb"\r?\n\r?\n", data) if kind == "nrrd" else re.search(rb"ElementDataFile *= *[^\n]*\n?", data)
     stop = end.end() if end else len(data)
-    return _fields(data[:stop]), stop
+    return _fields(data[:stop], kind, path), stop
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #2a0a9af6
 def _beside(path: Path, name: str) -> Path:
@@ -49,29 +56,78 @@ def _where(path: Path, kind: str) -> tuple:
         name, how, last = fields.get("data file", fields.get("datafile", "")), fields.get("encoding", "").lower(), fields.get("endian") == "big"
         codec, odd = dict(raw="raw", gzip="gzip", gz="gzip").get(how), [k for k in ("line skip", "lineskip", "byte skip", "byteskip") if fields.get(k, "0") != "0"]
     else:
-        name, yes = fields.get("elementdatafile", "").replace("LOCAL", ""), lambda key: fields.get(key, "").lower() == "true"
+        name, yes = re.sub("^LOCAL$", "", fields.get("elementdatafile", "")), lambda key: fields.get(key, "").lower() == "true"
         codec, last = "zlib" if yes("compresseddata") else "raw", yes("binarydatabyteordermsb") or yes("elementbyteordermsb")
-        how, odd = "text", ["headersize"]*(fields.get("headersize", "0") not in ("0", "-1")) + ["binarydata"]*(fields.get("binarydata", "True").lower() == "false")
-    if codec is None or odd: raise InputError("encoding_unsupported", path, "encoding", how if codec is None else odd[0], "raw or gzip voxels", "convert the scan to NIfTI")
+        how, odd = "text", ["headersize"]*(fields.get("headersize", "0") not in ("0", "-1")) + ["binarydata"]*(not yes("binarydata"))
+    if codec is None or odd: raise InputError("encoding_unsupported", path, "encoding", "another" if codec is None else odd[0], "raw or gzip voxels", "convert the scan to NIfTI")
     return fields, _beside(path, name) if name else path, 0 if name else stop, codec, ">" if last else "<"
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #2ffb1a10
-_ITK = {sitk.sitkUInt8: "u1", sitk.sitkInt8: "i1", sitk.sitkUInt16: "u2", sitk.sitkInt16: "i2", sitk.sitkUInt32: "u4",
-        sitk.sitkInt32: "i4", sitk.sitkUInt64: "u8", sitk.sitkInt64: "i8", sitk.sitkFloat32: "f4", sitk.sitkFloat64: "f8"}
+_TYPES = {name: code for code, names in dict(
+    i1="signed char,int8,int8_t,met_char", u1="uchar,unsigned char,uint8,uint8_t,met_uchar", i2="short,short int,signed short,signed short int,int16,int16_t,met_short", f4="float,met_float", f8="double,met_double",
+    u2="ushort,unsigned short,unsigned short int,uint16,uint16_t,met_ushort", i4="int,signed int,int32,int32_t,met_int", u4="uint,unsigned int,uint32,uint32_t,met_uint",
+    i8="longlong,long long,long long int,signed long long,signed long long int,int64,int64_t,met_long_long", u8="ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t,met_ulong_long").items() for name in names.split(",")}
 
-def _meaning(path: Path, kind: str) -> tuple:
-    "Shape, type and affine as SimpleITK understands the header."
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path)); reader.SetImageIO({"nrrd": "NrrdImageIO", "meta": "MetaImageIO"}[kind])
-    try: reader.ReadImageInformation()
-    except RuntimeError as error: raise InputError("header_unreadable", path, "header", "what SimpleITK cannot read", "a whole header", "export the scan again") from error
-    if reader.GetPixelID() not in _ITK or reader.GetNumberOfComponents() != 1:
-        raise InputError("rgb", path, "type", sitk.GetPixelIDValueAsString(reader.GetPixelID()), "one number a voxel", "give the scan itself, not a colour overlay")
-    shape, axes = volume_shape(reader.GetSize(), path), reader.GetDimension()
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(reader.GetDirection()).reshape(axes, axes)[:3, :3]*np.array(reader.GetSpacing()[:3])
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    return shape, np.dtype(_ITK[reader.GetPixelID()]), check_place(np.diag([-1., -1., 1., 1.]) @ affine, path, "directions, spacing, origin")
+def _numbers(text: str, count: int, path: Path, field: str) -> np.ndarray:
+    "The `count` numbers of a field, whatever stands between them."
+    found = re.split(r"[ \t,()]+", text.strip(" \t(),"))
+    if len(found) != count or not all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?|[-+]?(nan|inf)", x, re.I) for x in found): _unclear(path, field, f"{count} numbers")
+    return np.array(found, np.float64)
+
+# %% ../../nbs/1_volumes/04c_read.ipynb #04fb8d75
+_SPACES = {"left-posterior-superior": (1, 1), "lps": (1, 1), "right-anterior-superior": (-1, -1), "ras": (-1, -1), "left-anterior-superior": (1, -1), "las": (1, -1)}  # signs towards LPS
+
+def _axes_nrrd(f: dict, path: Path, count: int) -> tuple:
+    "Steps and origin of an NRRD in LPS, each in columns; without directions the array axes are taken for them."
+    if f.get("space", "lps").lower() not in _SPACES: _unclear(path, "space", "LPS, RAS or LAS")
+    if f.get("space units", '"mm"').replace('"', "").split()[:1] != ["mm"]: raise InputError("units_not_mm", path, "space units", "another unit", "millimetres", "export the scan again")
+    signs = np.array([*_SPACES.get(f.get("space", "").lower(), (1, 1)), 1.])
+    if "space directions" not in f: return np.diag(_numbers(f["spacings"], count, path, "spacings")[:3]), np.zeros(3)
+    steps = _numbers(re.sub(r"\s*\bnone\b", "", f["space directions"]), 9, path, "space directions").reshape(3, 3)
+    return (steps*signs).T, _numbers(f.get("space origin", "0 0 0"), 3, path, "space origin")*signs
+
+def _axes_meta(f: dict, path: Path, count: int) -> tuple:
+    "Steps and origin of a MetaImage in LPS, each in columns."
+    get = lambda *names: next((f[n] for n in names if n in f), None)
+    turn, origin = get("transformmatrix", "rotation", "orientation"), get("offset", "position", "origin")
+    turn = np.eye(count) if turn is None else _numbers(turn, count**2, path, "TransformMatrix").reshape(count, count)
+    step = _numbers(get("elementspacing", "elementsize"), count, path, "ElementSpacing")
+    return (turn[:3, :3].T*step[:3]), np.zeros(3) if origin is None else _numbers(origin, count, path, "Offset")[:3]
+
+# %% ../../nbs/1_volumes/04c_read.ipynb #3d7931fe
+_NRRD = set("content,number,type,block size,blocksize,dimension,sizes,spacings,thicknesses,axis mins,axismins,axis maxs,axismaxs,centers,centerings,labels,units,kinds,min,max,old min,oldmin,old max,oldmax,data file,datafile,endian,"
+            "encoding,line skip,lineskip,byte skip,byteskip,sample units,sampleunits,space,space dimension,space units,space origin,space directions,measurement frame".split(","))
+
+_KINDS = set("domain space time list point vector covariant-vector normal stub scalar complex 2-vector 3-color rgb-color hsv-color xyz-color 4-color rgba-color 3-vector 3-gradient 3-normal 4-vector quaternion "
+             "2d-symmetric-matrix 2d-masked-symmetric-matrix 2d-matrix 2d-masked-matrix 3d-symmetric-matrix 3d-masked-symmetric-matrix 3d-matrix 3d-masked-matrix none ???".split())
+
+def _meaning(path: Path, kind: str, f: dict) -> tuple:
+    "Shape, type and affine that a text header states."
+    if kind == "nrrd" and (odd := set(f) - _NRRD): _unclear(path, f"{len(odd)} of its fields", "the fields of an NRRD header")
+    if kind == "nrrd" and f.get("endian", "little") not in ("little", "big"): _unclear(path, "endian", "little or big")
+    if kind == "nrrd" and set(re.split("[ \t]+", f.get("kinds", "none").lower())) - _KINDS: _unclear(path, "kinds", "the words of the NRRD format")
+    if kind == "meta" and f.get("objecttype", "").lower() != "image": _unclear(path, "ObjectType", "Image")
+    name, count, sizes = (f.get(k, "") for k in (("type", "dimension", "sizes") if kind == "nrrd" else ("elementtype", "ndims", "dimsize")))
+    if not re.fullmatch("[1-9]", count): _unclear(path, "dimension", "a number of axes from 1 to 9")
+    sizes = _numbers(sizes, int(count), path, "sizes")
+    if (sizes % 1 != 0).any() or np.abs(sizes).max() > 2**40: _unclear(path, "sizes", "whole numbers")
+    channels = f.get("elementnumberofchannels", "1")
+    if channels != "1" or re.search("colou?r|vector", f.get("kinds", ""), re.I): raise InputError("rgb", path, "type", "several numbers a voxel", "one number a voxel", "give the scan itself, not a colour overlay")
+    shape = volume_shape(sizes, path)
+    if name.lower() not in _TYPES: raise InputError("datatype_unknown", path, "type", "another", "one of " + ", ".join(sorted(set(_TYPES.values()))), "export the scan again")
+    steps, origin = (_axes_nrrd if kind == "nrrd" else _axes_meta)(f, path, int(count))
+    affine = np.eye(4); affine[:3, :3], affine[:3, 3] = steps, origin
+    return shape, np.dtype(_TYPES[name.lower()]), check_place(np.diag([-1., -1., 1., 1.]) @ affine, path, "directions, spacing, origin")
+
+# %% ../../nbs/1_volumes/04c_read.ipynb #99ab2f55
+_META = set("objecttype objectsubtype ndims binarydata binarydatabyteordermsb elementbyteordermsb compresseddata compresseddatasize transformmatrix rotation orientation offset position origin centerofrotation "
+            "anatomicalorientation elementspacing elementsize elementnbits elementtype elementmin elementmax elementnumberofchannels dimsize headersize elementdatafile modality distanceunits itk_inputfiltername color id parentid".split())
+
+def _says_more(path: Path, kind: str, fields: dict) -> bool:
+    "True if a text header holds more than the description of its voxels."
+    if kind == "meta": return any(fields[key] for key in set(fields) - _META)
+    head = peek(path, 1 << 16).data.split(b"\n\n")[0]
+    return b":=" in head or any(line[:1] == b"#" and not re.search(rb"teem|NRRD file format", line) for line in head.splitlines()) or bool(fields.get("content"))
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #9c1c97c7
 def text_layout(
@@ -80,11 +136,12 @@ def text_layout(
 ) -> Layout:
     "What a text header says, checked."
     fields, file, skip, codec, order = _where(path, kind)
-    shape, dtype, affine = _meaning(path, kind)
-    directed = {"space directions"} if kind == "nrrd" else {"transformmatrix", "orientation", "rotation"}
     sized = {"space directions", "spacings"} if kind == "nrrd" else {"elementspacing", "elementsize"}
     if not sized & set(fields): raise InputError("pixdim_bad", path, "spacing", "none", "the size of a voxel", "export the scan again")
-    notes = {} if directed & set(fields) else dict(orientation_unknown="the header states no orientation, LPS is assumed")
+    shape, dtype, affine = _meaning(path, kind, fields)
+    directed = fields.get("space", "").lower() in _SPACES and "space directions" in fields if kind == "nrrd" else {"transformmatrix", "orientation", "rotation"} & set(fields)
+    notes = {} if directed else dict(orientation_unknown="the header states no orientation, LPS is assumed")
+    if _says_more(path, kind, fields): notes |= [TEXT]
     return Layout(path, file, shape, dtype.newbyteorder(order), affine, 0, codec, skip, flags=tuple(notes), repairs=tuple(notes.items()))
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #974e74b8
@@ -134,7 +191,7 @@ def read_header(
     "Shape, place and type of a scan, from its header alone."
     path = Path(path)
     try:
-        layout = None if path.is_dir() else _layout(path)
+        with np.errstate(all="ignore"): layout = None if path.is_dir() else _layout(path)   # what overflows fails its check
         if layout is None: return series_header(path)
         check_size(layout)
     except OSError as error: raise InputError("not_readable", path, "file", error.strerror or type(error).__name__, "a file that can be read", "check the permissions") from error
@@ -189,11 +246,12 @@ def read_volume(
     if role not in ("image", "labels"): raise ValueError(f"role must be 'image' or 'labels', got {role!r}")
     path = Path(path)
     try:
-        layout = None if path.is_dir() else _layout(path)
-        if layout is None: voxels, affine, layout, extra = *_series(path), 0
-        else: (voxels, extra), affine = load(layout), layout.affine
-        repairs = [*layout.repairs] + [("trailing_bytes", f"{extra} bytes behind the voxels were left out")]*(extra > 0 and not layout.tail)
-        voxels = _image(voxels, layout, repairs) if role == "image" else _labels(voxels, layout)
+        with np.errstate(all="ignore"):   # what overflows fails its check
+            layout = None if path.is_dir() else _layout(path)
+            if layout is None: voxels, affine, layout, extra = *_series(path), 0
+            else: (voxels, extra), affine = load(layout), layout.affine
+            repairs = [*layout.repairs] + [("trailing_bytes", f"{extra} bytes behind the voxels were left out")]*(extra > 0 and not layout.tail)
+            voxels = _image(voxels, layout, repairs) if role == "image" else _labels(voxels, layout)
     except OSError as error: raise InputError("not_readable", path, "file", error.strerror or type(error).__name__, "a file that can be read", "check the permissions") from error
     tell_mended(path, repairs)
     return Volume(voxels, affine)
