@@ -93,6 +93,7 @@ def check(
     paths: Annotated[list[Path], typer.Argument(help="Scans: files or folders of DICOM series.")],
     label: Annotated[Path | None, typer.Option(help="Labels that belong to the scan.")] = None,
     classes: Annotated[str, typer.Option(help="Label values that may occur, such as 0,1,2.")] = "",
+    modality: Annotated[str, typer.Option(help="CT asks for Hounsfield units.")] = "",
     workers: WORKERS = 1,
     scheduler: SCHEDULER = "",
     as_json: JSON = False,
@@ -105,7 +106,7 @@ def check(
     from medseg.volumes.many import spread
     if label and len(paths) > 1: raise typer.BadParameter("--label goes with one scan", param_hint="--label")
     values = numbers(classes, "--classes")
-    rows = list(spread(partial(check_path, label=label, classes=values), paths, workers, scheduler))
+    rows = list(spread(partial(check_path, label=label, classes=values, modality=modality), paths, workers, scheduler))
     if as_json: say(rows)
     for row in [] if as_json else rows:
         if row["status"] == "refused": print(f"error: {row['message']}", file=sys.stderr)
@@ -164,7 +165,7 @@ def related(
 # %% ../nbs/6_log/05_cli.ipynb #7f94be2b
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name of a public set; a wrong one lists them all.")],
+    name: Annotated[str, typer.Argument(help="msd_liver, chaos, verse, spider, synthrad or organmnist3d.")],
     folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("data"),
     url: Annotated[str, typer.Option(help="Another address of its file.")] = "",
     sha256: Annotated[str, typer.Option(help="The digest it must have, or any.")] = "",
@@ -173,12 +174,14 @@ def fetch(
     """Download and unpack a public set, checked by its digest. Not exercised against the real hosts.
 
     Example: medseg fetch msd_liver --folder data"""
-    from medseg.data.fetch import fetch as get
+    from medseg.data.fetch import SETS, fetch as get
+    from medseg.log.runs import read_json
     with progress() as bar:
         task = bar.add_task(name, total=None)
         place = get(name, folder, url, sha256, lambda done, told: bar.update(task, completed=done, total=told or None))
-    if as_json: say(dict(folder=place))
-    else: print(place)
+    told = read_json(place/"source.json")
+    if as_json: return say(dict(folder=place, **told))
+    print(f"{place}: {SETS[name].title}, {told['licence']}; see {told['page']}")
 
 # %% ../nbs/6_log/05_cli.ipynb #477a4854
 @app.command()
