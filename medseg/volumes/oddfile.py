@@ -144,7 +144,7 @@ def _labels() -> dict:  # kind: (expected, code, bytes)
                 label_scaled=("refuse", "label_scaled", nifti_bytes(ORGAN, fields=dict(scl_slope=.5))), label_nan=("refuse", "label_nan", nifti_bytes(np.where(ORGAN, np.nan, 0.))),
                 label_huge=("refuse", "label_too_large", nifti_bytes(ORGAN.astype(np.int32)*100000)), label_undeclared=("refuse", "label_undeclared", nifti_bytes(np.where(ORGAN == 2, 37, ORGAN).astype(np.uint8))),
                 label_short=("refuse", "pair_shape", nifti_bytes(ORGAN[:, :, :-1])), label_origin=("refuse", "pair_origin", at(2, 3, 130)), label_spacing=("refuse", "pair_spacing", at(2, 2, 2.5)),
-                label_flipped=("refuse", "pair_orientation", nifti_bytes(ORGAN, PLACE @ np.diag([-1, 1, 1, 1]))), label_axes=("refuse", "pair_axes", nifti_bytes(ORGAN.transpose(2, 0, 1), PLACE[:, [2, 0, 1, 3]])),
+                label_flipped=("refuse", "pair_orientation", nifti_bytes(ORGAN, PLACE @ np.diag([-1, 1, 1, 1]))), label_axes=("repair", "pair_axes", nifti_bytes(ORGAN.transpose(2, 0, 1), PLACE[:, [2, 0, 1, 3]])),
                 label_empty=("repair", "label_empty", nifti_bytes(ORGAN*0)), label_float=("accept", "", nifti_bytes(ORGAN.astype(np.float64))), label_noise=("accept", "", at(2, 3, 100.00001)))
 
 # %% ../../nbs/1_volumes/12_oddfile.ipynb #b7dedcce
