@@ -9,6 +9,8 @@ __all__ = ['SMALL', 'run_summary', 'keep_run', 'without_paths']
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from .record import page_name
 from .runs import read_json, run_state
 from ..volumes.files import InputError, atomic, write_json
@@ -30,7 +32,7 @@ def run_summary(
                 config=config, headline=result.get("headline") or {}, cost=result.get("cost") or {})
 
 # %% ../../nbs/6_log/01b_shelf.ipynb #2507d12f
-SMALL = 200_000  # bytes; a larger picture stays in the run's folder
+SMALL = 200_000  # bytes; a larger picture is kept in fewer colours
 
 def keep_run(
     folder: str | Path,   # of a finished, failed or interrupted run
@@ -47,10 +49,18 @@ def keep_run(
     if result.get("data") == "phantom":
         for path in sorted((folder/"figures").glob("*")):
             if path.stat().st_size <= SMALL: _copy(path, place/"figures"/path.name)
+            elif path.suffix == ".png": _shrink(path, place/"figures"/path.name)
     return place
 
 def _copy(old: Path, new: Path):
     with atomic(new) as part: shutil.copyfile(old, part)
+
+def _shrink(old: Path, new: Path):
+    "A picture in 64 colours, and half as large if that is not enough."
+    with Image.open(old) as full: rgb = full.convert("RGB")
+    with atomic(new) as part:
+        rgb.quantize(64).save(part, "PNG", optimize=True)
+        if part.stat().st_size > SMALL: rgb.reduce(2).quantize(64).save(part, "PNG", optimize=True)
 
 def without_paths(value):
     "`value` with every absolute path in it cut to its last name."
