@@ -97,7 +97,7 @@ def _look(items: list[Item], folder: Path, tell: Callable):
     found = survey([i.image for i in items])
     write_json(folder/"survey.json", found)
     if found["refused"]: raise InputError("scan_refused", found["refused"][0]["path"], "survey", found["refused"][0]["code"], "scans that can be read", "say medseg check on it")
-    z = sorted(min(v["spacing"], key=lambda s: abs(s - max(v["spacing"]))) for v in found["volumes"])
+    z = sorted(max(v["spacing"]) for v in found["volumes"])
     tell(f"survey: {len(found['volumes'])} scans, {sum(bool(v['flags']) for v in found['volumes'])} with flags, largest spacing {z[0]:g} to {z[-1]:g} mm")
 
 def _one(folder: Path, manifest: Path, settings: dict, tell: Callable, watched: Callable) -> Path:
