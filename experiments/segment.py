@@ -32,6 +32,7 @@ foreground = 0.6        # share of slabs drawn for a class
 augmented = True        # rotate, scale, re-light
 largest = True          # keep the largest part of each class
 threads = 0             # CPU threads; 0 leaves the setting
+cache = ""              # folder that keeps prepared scans; "" keeps none
 note = ""               # a sentence for the page
 out = ""                # folder of the run; "" makes runs/segment-<time>
 
@@ -42,6 +43,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.data.augment import Augment, augment
+from medseg.data.cache import kept_case
 from medseg.data.cohort import is_phantom, make_cohort
 from medseg.data.datasets import Draw, align_labels, batches, load_case
 from medseg.data.manifest import item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
@@ -66,7 +68,7 @@ from medseg.volumes.write import write_labels
 class Config:
     name: str; manifest: str; label_values: str; class_names: str; hold_out: str; seed: int; target: str; depth: int; attention: str
     width: int; levels: int; inplane_mm: float; crop: int; level: float; window: float; batch: int; steps: int; lr: float
-    foreground: float; augmented: bool; largest: bool; threads: int; note: str
+    foreground: float; augmented: bool; largest: bool; threads: int; cache: str; note: str
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.lr < 1: raise ValueError(f"steps must be at least 1 and lr in 0..1, got {self.steps} and {self.lr}")
@@ -95,7 +97,7 @@ run = start_run("segment", asdict(config), out)
 # %%
 cohort = Path(config.manifest) if config.manifest else make_cohort(run.folder/"cohort", 3, 2, inplane_mm=6., spacings=(4., 8.))
 train, test = split_items(read_manifest(cohort), config.held, seed=config.seed)
-cases = [load_case(item, config.groups, config.inplane_mm) for item in train]
+cases = [kept_case(item, config.groups, config.inplane_mm, config.cache) if config.cache else load_case(item, config.groups, config.inplane_mm) for item in train]
 print(f"{len(train)} scans of {len(subjects(train))} subjects to train on, {len(test)} scans of {len(subjects(test))} subjects to test on")
 
 # %% [markdown]

@@ -9,6 +9,7 @@ __all__ = ['NEAR', 'CLEAR', 'FIRST', 'LINK', 'align', 'compare', 'kind_of_link',
 # %% ../../nbs/2_data/07a_related.ipynb #406d1ad1
 import math
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scipy.ndimage import binary_erosion, binary_opening, gaussian_filter, map_c
 
 from .fingerprint import Fingerprint, fingerprint, fingerprint_of
 from ..volumes.files import InputError
+from ..volumes.many import spread
 from ..volumes.survey import find_volumes
 
 # %% ../../nbs/2_data/07a_related.ipynb #1d65e55a
@@ -212,25 +214,30 @@ def false_alarms(
     return dict(pairs=pairs, second_look=len(evidence), highest=max(evidence, default=0.), threshold=LINK, rate=rate, how=how, expected=rate*pairs)
 
 # %% ../../nbs/2_data/07a_related.ipynb #f0880eda
-def _all_prints(scans, cache) -> tuple:
+def _all_prints(scans, cache, workers: int, scheduler: str) -> tuple:
     "Fingerprints by name, and what was left out with the reason."
     if isinstance(scans, dict): return {k: fingerprint(v) for k, v in scans.items()}, []
     prints, left = {}, []
-    for path in find_volumes(scans):
-        try: made = fingerprint_of(path, cache)
-        except InputError as error: left.append(dict(path=str(path), code=error.code, message=str(error))); continue
-        if made.is_labels: left.append(dict(path=str(path), code="label_map", message="a label map, not a scan"))
+    for path, made in zip(paths := find_volumes(scans), spread(partial(_print, cache=cache), paths, workers, scheduler, batch=4)):
+        if isinstance(made, dict): left.append(made)
+        elif made.is_labels: left.append(dict(path=str(path), code="label_map", message="a label map, not a scan"))
         else: prints[str(path)] = made
     return prints, left
+
+def _print(path: Path, cache):
+    "The fingerprint of a file, or what was wrong with it."
+    try: return fingerprint_of(path, cache)
+    except InputError as error: return dict(path=str(path), code=error.code, message=str(error))
 
 # %% ../../nbs/2_data/07a_related.ipynb #208b3d23
 def related(
     scans,                            # a path or a list of them, folders searched to the bottom; or a dict of name to Volume
     cache: str | Path | None = None,  # a folder to keep fingerprints in
-    workers: int = 1,                 # processes for the comparison
+    workers: int = 1,                 # processes
+    scheduler: str = "",              # address of a dask scheduler, whose workers then make the fingerprints
 ) -> dict:  # groups, links (a, b, kind, evidence), left_out (path, code, message), small (names that only equal values could link), false_alarms
     "Which scans are copies or near-copies of one another, from voxels alone."
-    prints, left = _all_prints(scans, cache)
+    prints, left = _all_prints(scans, cache, workers, scheduler)
     names = list(prints)
     pairs = compare_all(list(prints.values()), workers)
     links = [dict(a=names[i], b=names[j], kind=kind, evidence=round(e, 4)) for i, j, e, kind in pairs if e >= LINK]

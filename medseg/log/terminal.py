@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'WORKERS', 'SCHEDULER', 'JSON', 'options', 'say', 'draw', 'shown', 'progress', 'check', 'numbers', 'survey',
-           'related', 'fetch']
+           'related', 'fetch', 'cache']
 
 # %% ../../nbs/6_log/03a_terminal.ipynb #42635e37
 import json
@@ -92,6 +92,7 @@ def numbers(text: str, option: str) -> tuple | None:
 def survey(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders, searched to the bottom.")],
     content: Annotated[bool, typer.Option("--content", help="Read the voxels too, and hold the headers against them.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Read the label maps too: which organs are whole, cut off or absent.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the verdict with its figures as one HTML file.")] = None,
     workers: WORKERS = 1,
     scheduler: SCHEDULER = "",
@@ -101,17 +102,20 @@ def survey(
 
     Example: medseg survey imagesTr --content --html survey.html"""
     from medseg.volumes.content import content_of
+    from medseg.volumes.coverage import coverage_of
     from medseg.volumes.survey import survey as look
     from medseg.volumes.zdepth import z_verdict
     found = look(paths, workers, scheduler)
     verdict = z_verdict(found, content_of(found, workers=workers, scheduler=scheduler) if content else None)
+    organs = coverage_of(found, workers, scheduler) if labels else None
     if html:
         from medseg.volumes.files import write_text
         from medseg.volumes.zpage import survey_page
-        write_text(html, survey_page(found, verdict))
-    if as_json: return say(dict(found, verdict=verdict))
+        write_text(html, survey_page(found, verdict, organs))
+    if as_json: return say(dict(found, verdict=verdict) | (dict(organs=organs["rows"]) if organs else {}))
     draw(f"{len(found['volumes'])} volumes", found["volumes"], ["path", "shape", "spacing", "axcodes", "dtype", "modality", "flags"])
     if found["refused"]: draw(f"{len(found['refused'])} refused", found["refused"], ["path", "code", "message"])
+    if organs: draw(f"{organs['scans']} label maps", organs["rows"], ["path", "label", "ml", "height_mm", "cut"])
     print(verdict["words"])
 
 # %% ../../nbs/6_log/03a_terminal.ipynb #7561d68c
@@ -120,13 +124,14 @@ def related(
     paths: Annotated[list[Path], typer.Argument(help="Scans and folders, searched to the bottom.")],
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the fingerprints.")] = None,
     workers: WORKERS = 1,
+    scheduler: SCHEDULER = "",
     as_json: JSON = False,
 ):
     """Find copies and near-copies: re-saved, cropped, rotated, noised, resampled, rescaled, flipped.
 
     Example: medseg related imagesTr imagesTs --json"""
     from medseg.data.related import related as find
-    found = find(paths, cache, workers)
+    found = find(paths, cache, workers, scheduler)
     if as_json: return say(found)
     draw(f"{len(found['groups'])} groups", [dict(group=i, path=p) for i, g in enumerate(found["groups"], 1) for p in g], ["group", "path"])
     draw(f"{len(found['links'])} links", found["links"], ["a", "b", "kind", "evidence"])
@@ -151,3 +156,25 @@ def fetch(
     told = read_json(place/"source.json")
     if as_json: return say(dict(folder=place, **told))
     print(f"{place}: {SETS[name].title}, {told['licence']}; see {told['page']}")
+
+# %% ../../nbs/6_log/03a_terminal.ipynb #72be96f2
+@app.command()
+def cache(
+    manifest: Annotated[Path, typer.Argument(help="CSV with subject,image,label, or an MSD or nnU-Net folder.")],
+    folder: Annotated[Path, typer.Option(help="Of the cache.")] = Path("runs/cache"),
+    label_values: Annotated[str, typer.Option(help="Label values of class 1, 2, …; + merges.")] = "1+2",
+    inplane_mm: Annotated[float, typer.Option(min=0, help="Pixel size to train at; 0 is native.")] = 3.,
+    most_gb: Annotated[float, typer.Option(min=0, help="For the whole cache; what was not used for longest goes first.")] = 50.,
+    workers: WORKERS = 1,
+    scheduler: SCHEDULER = "",
+    as_json: JSON = False,
+):
+    """Prepare the labelled scans of a manifest for training, each under a name that its files, settings and the code decide.
+
+    Example: medseg cache liver.csv --label-values 1+2 --inplane-mm 3 --workers 2"""
+    from medseg.data.cache import build_cache
+    from medseg.data.manifest import parse_label_values, read_manifest
+    items = [i for i in read_manifest(manifest) if i.label]
+    rows = build_cache(items, parse_label_values(label_values), inplane_mm, folder, most_gb, workers, scheduler)
+    if as_json: return say(dict(folder=folder, cases=rows))
+    draw(f"{folder}: {len(rows)} scans, {sum(r['mb'] for r in rows):.0f} MB", rows, ["subject", "shape", "mb", "seconds"])

@@ -8,7 +8,8 @@ __all__ = ['NO_IMAGE', 'is_dicom', 'read_tags', 'tag', 'whole', 'Slice', 'slices
 # %% ../../nbs/1_volumes/02a_slices.ipynb #11138b9b
 import os
 import warnings
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,21 @@ def is_dicom(
     bare = head[:2] in (b"\2\0", b"\10\0") and head[3:4] == b"\0" and head[2] <= 0x18
     kind = head[4:6].isalpha() and head[4:6].isupper()
     return head[128:] == b"DICM" or bool(len(head) == 132 and bare and (kind or 0 < int.from_bytes(head[4:8], "little") < 256))
+
+# %% ../../nbs/1_volumes/02a_slices.ipynb #9fd5d755
+_DEFLATED, _MOST = b"1.2.840.10008.1.2.1.99", 1 << 26   # the way's name; 64 MB are never too much
+
+def _check_inflation(file: Path, source: BinaryIO):
+    "Refuse a deflated file that unpacks to more than 64 MB and to more than fifty times its size; `source` is left at its start."
+    head = source.read(1024); source.seek(0)
+    if _DEFLATED not in head: return
+    source.seek(144 + int.from_bytes(head[140:144], "little"))   # past the group that is not deflated, whose length is its first tag
+    machine, done, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, max(_MOST, 50*os.fstat(source.fileno()).st_size)
+    with suppress(zlib.error):   # pydicom tells what is broken
+        while block := machine.unconsumed_tail or source.read(1 << 16):
+            done += len(machine.decompress(block, 1 << 20))
+            if done > most: raise InputError("dicom_bomb", file, "deflated tags", f"more than {most} bytes in {os.fstat(source.fileno()).st_size}", "a scan of a natural size", "do not use this file")
+    source.seek(0)
 
 # %% ../../nbs/1_volumes/02a_slices.ipynb #9890019a
 NO_IMAGE = dict(SEG="a segmentation (SEG)", RTSTRUCT="contours (RTSTRUCT)", RTDOSE="a dose map (RTDOSE)", RTPLAN="a plan (RTPLAN)",
@@ -60,6 +76,7 @@ def read_tags(
     "The tags of one file."
     with _sound(file), warnings.catch_warnings(), open(file, "rb") as source:
         warnings.simplefilter("ignore")
+        _check_inflation(file, source)
         d = pydicom.dcmread(_Within(source), force=True, stop_before_pixels=not pixels)
         return d if len(d) else _refuse_empty(file)
 

@@ -205,5 +205,7 @@ def _words(answer: str, shares: dict, changes: list, liars: list, missing: list,
     if liars: said.append(f"{len(liars)} of {n} scans {'has a header that does' if len(liars) == 1 else 'have headers that do'} not fit.")
     if answer == "cannot_tell": said += [f"Missing: {m}." for m in missing]
     said.append(_DEPTH[shares["because"]])
-    if s := shares["spacing"]: said.append(f"Spacing accounts for {s['share']:.0%} ({s['low']:.0%} to {s['high']:.0%}) of the differences in depth, coverage for the rest.")
+    if s := shares["spacing"]:
+        share, low, high = (min(max(s[k], 0.), 1.) for k in ("share", "low", "high"))   # in words a share lies between nothing and all
+        said.append(f"Spacing accounts for {share:.0%} ({low:.0%} to {high:.0%}) of the differences in depth, coverage for the rest." if high - low < .8 else "How much spacing accounts for cannot be told from so few scans.")
     return " ".join(said)

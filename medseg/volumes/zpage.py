@@ -14,6 +14,8 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
+from .coverage import plot_coverage
+
 # %% ../../nbs/1_volumes/11b_zpage.ipynb #2b506d46
 def _short(path: str) -> str:
     "Enough of a path to know the scan: the file name, or the folder if the name says nothing."
@@ -60,6 +62,7 @@ table{border-collapse:collapse;font-size:.9em}th,td{padding:.25em .8em;text-alig
 <h1>Does the scale change with z?</h1><p class="answer"><strong>{{ v.answer|replace("_", " ") }}</strong></p><p>{{ v.words }}</p>
 <p>{{ v.scans }} scans, {{ v.measured }} of them measured from content, {{ found.refused|length }} files refused.</p>
 <figure><img alt="Depth, coverage, thickness and content against spacing" src="{{ picture }}"><figcaption>Crosses do not fit.</figcaption></figure>
+{% if organs %}<figure><img alt="In how many scans each label is whole, cut off or absent" src="{{ organs }}"><figcaption>Labels in the label maps of the collection: whole, cut off at an end of the scan, or absent.</figcaption></figure>{% endif %}
 {% macro table(title, head, rows) %}{% if rows %}<h2>{{ title }}</h2><div class="scroll"><table><thead><tr>{% for h in head %}<th scope="col">{{ h }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows[:200] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if rows|length > 200 %}<p>and {{ rows|length - 200 }} more.</p>{% endif %}{% endif %}{% endmacro %}
@@ -70,15 +73,21 @@ table{border-collapse:collapse;font-size:.9em}th,td{padding:.25em .8em;text-alig
 """)
 
 # %% ../../nbs/1_volumes/11b_zpage.ipynb #ad690545
+def _data_uri(figure) -> Markup:
+    "A figure as an address that holds it."
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return Markup("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+
 def survey_page(
-    found: dict,    # from `survey`
-    verdict: dict,  # from `z_verdict`
+    found: dict,                # from `survey`
+    verdict: dict,              # from `z_verdict`
+    organs: dict | None = None, # from `coverage_of`, where label maps were read
 ) -> str:  # a whole HTML page
     "The verdict and what it rests on, in one file."
-    file = io.BytesIO()
-    plot_verdict(verdict).savefig(file, format="png", dpi=110, metadata={"Software": None})
+    drawn = plot_coverage(organs) if organs else None
     slopes = [(name.replace("_", " "), f"{s['slope']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}", s["n"]) for name, s in verdict["slopes"].items() if s]
     rows = [(r["path"], f"{r['spacing']:.3g}", r["depth"], f"{r['extent']:.0f}", f"{r['low']*r['pixel']:.2g} to {r['high']*r['pixel']:.2g}" if r["measured"] else "–") for r in verdict["rows"]]
     thick = [(r["path"], f"{r['spacing']:.3g}", f"{r['thickness']:.3g}") for r in verdict["thickness_not_spacing"]]
     return _page.render(v=verdict, found=found, liars=[(x["path"], x["why"]) for x in verdict["liars"]], slopes=slopes, rows=rows, thick=thick, dark=[(r["path"], r["why"]) for r in verdict["not_measured"]],
-                        refused=[(r["path"], r["code"], r["message"]) for r in found["refused"]], picture=Markup("data:image/png;base64," + base64.b64encode(file.getvalue()).decode()))
+                        refused=[(r["path"], r["code"], r["message"]) for r in found["refused"]], picture=_data_uri(plot_verdict(verdict)), organs=_data_uri(drawn) if drawn else "")
