@@ -109,18 +109,22 @@ def command() -> typer.core.TyperGroup:
 def run(
     experiment: Annotated[str, typer.Argument(help="Such as segment, or the path of a notebook.")],
     param: Annotated[list[Pair], typer.Option("-p", "--param", metavar="NAME VALUE", parser=Pair, help="A parameter of the experiment; repeat for more.")] = [],
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Parameters as a YAML file; -p goes before it.")] = None,
     out: Annotated[str, typer.Option(help="The run's folder, which must not exist; runs/EXPERIMENT-TIME by default.")] = "",
+    resume: Annotated[str, typer.Option(help="Folder of a run that was stopped; it goes on with its own parameters.")] = "",
     as_json: JSON = False,
 ):
     """Execute an experiment by papermill with parameters that it knows, into a folder of its own.
 
     Example: medseg run segment -p steps 300 -p depth 5 --out runs/five-slices"""
-    from medseg.log.execute import find_experiment, run_experiment
+    from medseg.log.execute import find_experiment, read_parameters, run_experiment
     from medseg.log.page import write_page
     from medseg.log.runs import read_json
     if twice := {n for n, _ in param if [m for m, _ in param].count(n) > 1}: raise typer.BadParameter(f"{', '.join(sorted(twice))} given twice", param_hint="-p")
     notebook = find_experiment(experiment)
-    folder = watched(notebook.stem, lambda see: run_experiment(notebook, dict(param), out, see))
+    if resume and out: raise typer.BadParameter("a resumed run stays in its folder", param_hint="--out")
+    given = (read_parameters(file) if file else {}) | dict(param)
+    folder = watched(notebook.stem, lambda see: run_experiment(notebook, given, out, see, resume))
     page, result = write_page(folder), read_json(folder/"result.json")
     if as_json: return say(dict(folder=folder, page=page, **result))
     print(f"{folder}: " + ", ".join(f"{k} {shown(v)}" for k, v in result["headline"].items()))
