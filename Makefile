@@ -21,7 +21,7 @@ demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, tab
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	python -m pytest tests/test_sync.py
 	nbdev_test --n_workers 2 --do_print
-	python -m pytest tests
+	python -m pytest tests -n 2 --dist loadfile
 
 prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make test` does
 	jupytext --sync experiments/*.py

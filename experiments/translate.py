@@ -1,0 +1,216 @@
+# %% [markdown]
+# # From MR to CT, unpaired
+#
+# **Question.** Can a 3-D CycleGAN that never sees an MR and a CT of the same person make a CT from an MR that is closer to
+# the person's own CT than the best table from grey value to HU, and bone that Otsu can find?
+#
+# **Prediction, before any run.** On phantoms: bone yes, since marrow, cortex and air share their grey values with other tissue and only
+# their place tells them apart; soft tissue hardly, since there the table knows all.
+#
+# Without a manifest this notebook makes its own phantoms and trains for seconds: a smoke run, which proves that the path is
+# whole and nothing else.
+
+# %% tags=["parameters"]
+name = "smoke"          # of the run, free text
+manifest = ""           # CSV with subject,image,split,modality; "" makes phantoms
+people = 2              # phantoms to train on, of each modality
+testers = 1             # phantoms to test on; their CT is hidden from training
+weighting = "t2"        # of the phantoms' MR: t1 or t2
+extent_mm = "72,72,72"  # of the phantoms, along x, y, z
+spacing_mm = 4.0        # voxel size to work at; 0 is each scan's own
+patch = "16"            # voxels a side, or x,y,z
+batch = 1               # patches of each modality a step
+steps = 6
+epochs = 0              # if above 0: steps are counted in passes over the larger side
+seed = 0
+generator = "resnet2"   # unet_old, unet_updated or resnetN with N residual blocks
+width = 4
+norm = "instance"       # instance, batch or none
+spectral = False        # spectral norm in the generators
+up = "resize"           # or transposed
+dims = 3.0              # 3, 2.5 or 2
+residual = False        # generators begin near the identity
+disc_width = 8
+disc_layers = 2
+disc_norm = "instance"
+disc_spectral = False
+disc_scales = 1
+adversarial_kind = "least_squares"  # or hinge, logistic
+adversarial = 1.0       # weights of the losses; 0 leaves one out
+cycle = 10.0
+identity = 5.0
+gradient = 0.0
+perceptual = 0.0
+information = 0.0
+shape = 0.0
+contrast = 0.0
+signed = False          # gradient consistency minds the sign
+vgg = ""                # weights of VGG16, a .safetensors file; "" takes a random stand-in
+share = 1.0             # of the slices that the perceptual loss looks at
+n_critic = 1
+n_gen = 1
+lr = 0.0002
+lr_disc = 0.0002
+decay_from = 0.5        # share of the steps, or a step (an epoch if epochs are counted)
+ema = 0.995             # of the averaged generators; 0 keeps none
+pool = 50               # past fakes shown to each discriminator
+recompute = False
+checkpointing = False
+amp = "none"            # or bf16
+turn_sd = 0.0           # degrees
+noise_sd = 0.0          # in ranges of the scan
+flip = True             # mirror left and right
+foreground = 0.5        # share of patches around a place inside the body
+threads = 0             # CPU threads; 0 leaves the setting
+save_every = 250        # steps between saved states, from which a stopped run goes on
+keep_every = 0          # steps between kept translators; 0 keeps the last
+picture_every = 0       # steps between pictures; 0 makes them at the end
+note = ""               # a sentence for the page
+resume = False          # go on in the folder of a stopped run
+out = ""                # folder of the run; "" makes runs/translate-<time>
+
+# %%
+from dataclasses import asdict, dataclass, fields
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from medseg.data.cohort import is_phantom
+from medseg.data.manifest import item_name, read_manifest, split_items, subjects
+from medseg.data.spinecohort import make_spine_cohort
+from medseg.data.unpaired import HIDDEN, PatchDraw, load_sides, unpaired_batches
+from medseg.log.runs import finish_run, resume_run, start_run
+from medseg.train.loop import seed_everything
+from medseg.translate.baselines import best_bone_dice, best_intensity_map, identity_ct
+from medseg.translate.predict import TranslateRecipe, made_name, save_translator, translate_scan
+from medseg.translate.report import score_figure, translation_figure
+from medseg.translate.scores import body_mask, hidden_ct, otsu_bone, score_ct
+from medseg.translate.settings import Settings
+from medseg.translate.state import load_state, save_state
+from medseg.translate.step import CycleGAN, fit_cyclegan
+from medseg.translate.terms import weight_of
+from medseg.volumes.files import digest
+from medseg.volumes.read import read_volume
+from medseg.volumes.vertebra import BONE
+from medseg.volumes.write import write_volume
+
+# %% [markdown]
+# ## Config
+#
+# `Settings` takes what the networks and losses need, `PatchDraw` what the loader needs, and the rest is checked here.
+
+
+# %%
+@dataclass(frozen=True)
+class Config:
+    name: str; manifest: str; people: int; testers: int; weighting: str; extent_mm: str; spacing_mm: float; patch: str; batch: int; epochs: int
+    turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; keep_every: int; picture_every: int; note: str
+
+    def __post_init__(self):
+        if self.save_every < 1 or self.epochs < 0 or min(self.people, self.testers) < 1: raise ValueError(f"save_every, people and testers must be at least 1 and epochs 0 or more, got {self.save_every}, {self.people}, {self.testers}, {self.epochs}")
+
+    @property
+    def size(self): return three(self.patch, int)
+    @property
+    def draw(self): return PatchDraw(self.size, self.batch, seed, self.turn_sd, self.noise_sd, flip=self.flip, foreground=self.foreground)
+
+
+def three(text, kind): return (tuple(map(kind, text.split(","))) if "," in text else (kind(text),)*3)
+
+
+config = Config(**{f.name: globals()[f.name] for f in fields(Config)})
+given = {f.name: globals()[f.name] for f in fields(Settings) if f.name in globals()}
+draw, asked = config.draw, Settings(**given)
+run = (resume_run if resume else start_run)("translate", asdict(config) | given, out)
+
+# %% [markdown]
+# ## Run
+#
+# Data: MR and CT of different people. The hidden CT of a test phantom lies where the loader refuses to read.
+
+# %%
+cohort = Path(config.manifest) if config.manifest else run.folder/"cohort"/"manifest.csv"
+if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, 0, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting)
+train, test = split_items(read_manifest(cohort), seed=0)
+test = [item for item in test if item.modality == "MR"]
+mr, ct = load_sides(train, config.spacing_mm)
+phantom, known = is_phantom(cohort), (cohort.parent/HIDDEN).is_dir()
+every_pass = ceil(max(len(mr), len(ct))/config.batch)
+steps = config.epochs*every_pass if config.epochs else steps
+decay_from = decay_from*every_pass if config.epochs and decay_from > 1 else decay_from
+settings = Settings(**given | dict(steps=steps, decay_from=decay_from, spacing=(mr + ct)[0].spacing))
+print(f"{len(mr)} MR and {len(ct)} CT of {len(subjects(train))} people to train on, {len(test)} MR of {len(subjects(test))} to test on, {steps} steps")
+
+# %% [markdown]
+# Training: the batch of a step depends on the seed and the step alone, and the state holds all else, so a run that was stopped
+# goes on as if nothing had been.
+
+# %%
+seed_everything(seed, config.threads)
+state = run.folder/"state.safetensors"
+model, about = load_state(state) if resume and state.exists() else (CycleGAN(settings), dict(seconds=0.))
+if resume: run.rewind(model.done)
+began = perf_counter() - about["seconds"]
+recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm)
+
+
+def translated(item): return translate_scan(model.translator().eval(), recipe, read_volume(item.image))
+
+
+def answer(item): return hidden_ct(cohort.parent, item.subject)[0] if known else None
+
+
+for row in fit_cyclegan(model, unpaired_batches(mr, ct, draw, steps, model.done), model.done):
+    loss = sum(weight_of(k, settings)*v for k, v in row.items() if k.split("_")[0] in settings.weights)
+    run.row("train", dict(row, loss=loss, steps=steps))
+    if model.done % config.save_every == 0: save_state(state, model, dict(seconds=perf_counter() - began))
+    if config.keep_every and model.done % config.keep_every == 0: save_translator(run.folder/"models"/f"step_{model.done:06d}.safetensors", model.translator(), recipe, dict(run=config.name, seed=seed, step=model.done))
+    if config.picture_every and model.done % config.picture_every == 0:
+        shown = [(item.subject, read_volume(item.image), translated(item)[0], answer(item)) for item in test[:3]]
+        run.figure(translation_figure(shown), f"step_{model.done:06d}_seed_{seed}", f"{', '.join(item.subject for item in test[:3])} after {model.done} steps, seed {seed}.")
+save_translator(run.folder/"model.safetensors", model.translator(), recipe, dict(run=config.name, seed=seed, step=model.done))
+
+# %% [markdown]
+# Test: people that were not in training. Each made CT lies on the grid of its own MR and is named after it.
+
+# %%
+table, shown = [], []
+for item in test:
+    scan = read_volume(item.image)
+    made, seam = translated(item)
+    write_volume(run.folder/"made"/made_name(item.image), made)
+    table.append(dict(subject=item_name(item, test), seed=seed, step=model.done, seam=round(seam, 3), low_hu=int(made.voxels.min()), high_hu=int(made.voxels.max())))
+    if known:
+        real, regions = hidden_ct(cohort.parent, item.subject)
+        bone = np.isin(regions.voxels, BONE)
+        table[-1] |= score_ct(made, real, bone=bone)
+        table[-1] |= {f"map_{k}": v for k, v in score_ct(best_intensity_map(scan, real).apply(scan), real, bone=bone).items() if k in ("mae_hu", "bone_dice", "bone_mae_hu")}
+        table[-1] |= dict(map_bone_dice=best_bone_dice(scan, real, otsu_bone(real.voxels, body_mask(real.voxels))), identity_mae_hu=score_ct(identity_ct(scan), real)["mae_hu"])
+    run.row("subject", table[-1])
+    shown.append((item_name(item, test), scan, made, real if known else None))
+
+# %% [markdown]
+# ## Artefacts
+
+# %%
+run.figure(translation_figure(shown, most=16), f"test_seed_{seed}", f"The middle sagittal slice of each test subject, after {model.done} steps, seed {seed}.")
+if known: run.figure(score_figure(table), "scores", "Error and bone overlap of each test subject, beside the best table from grey value to HU that could be made with the answer in hand.")
+mean = {k: round(float(np.mean([r[k] for r in table])), 4) for k in (["mae_hu", "map_mae_hu", "identity_mae_hu", "bone_dice", "map_bone_dice"] if known else []) + ["seam"]}
+notes = ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
+    f"Trained on {len(mr)} MR and {len(ct)} CT, tested on {len(test)} MR: this proves plumbing, not accuracy." + ("" if known else " No CT of the test subjects is known, so nothing here is scored.")]
+if settings.perceptual and not settings.vgg: notes.append("The perceptual loss used a random stand-in for VGG16: no benefit can be read from it.")
+files = [item.image for item in train + test if Path(item.image).is_file()]
+result = finish_run(run, headline={k.replace("_", " "): v for k, v in mean.items()} | {"test subjects": len(subjects(test))}, table=table,
+                    cost=dict(updates=steps, volumes=2*steps*config.batch, wall_s=round(perf_counter() - began, 1), parameters=sum(p.numel() for net in model.networks.values() for p in net.parameters())),
+                    data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
+
+# %% [markdown]
+# ## Conclusion
+#
+# What came is in the record, not typed here.
+
+# %%
+print(f"{run.folder}: means over {len(test)} subjects never seen:", ", ".join(f"{k} {v}" for k, v in mean.items()))
