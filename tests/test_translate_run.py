@@ -94,6 +94,7 @@ def test_killed_and_resumed_is_the_unbroken_run(cohort, tmp_path):
     kernels = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True).stdout.split()
     for pid in [*map(int, kernels), running.pid]: os.kill(pid, signal.SIGKILL)
     running.wait()
+    while time.time() < deadline and run_state(tmp_path/"cut") == "running": time.sleep(.05)   # until the system has buried the kernel
     before = rows_of(tmp_path/"cut")
     assert run_state(tmp_path/"cut") == "lost" and 9 < len(before) < 24, f"killed after {len(before)} steps"
     other = medseg("run", "translate", "-p", "lr", "0.1", "--resume", "cut", cwd=tmp_path)
@@ -113,7 +114,7 @@ def test_runs_of_the_note(path, cohort, tmp_path):
     "Each named run is whole as a file, and its reduced form trains."
     values = checked(TRANSLATE, read_parameters(path))
     assert values["name"] == path.stem and values["epochs"] in (100, 200)
-    small = ["-p", "epochs", "0", "-p", "steps", "2", "-p", "patch", "12", "-p", "width", "2", "-p", "batch", "2", "-p", "disc_width", "2", "-p", "disc_layers", "1", "-p", "share", "0.1"]
+    small = ["-p", "epochs", "0", "-p", "steps", "2", "-p", "patch", "16", "-p", "width", "2", "-p", "batch", "2", "-p", "disc_width", "2", "-p", "disc_layers", "1", "-p", "share", "0.1"]
     done = medseg("run", "translate", "-f", path, "-p", "manifest", cohort, *small, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path/"run"/"config.json").read_text())
@@ -142,8 +143,9 @@ def test_translate_names_after_the_input(finished, cohort, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["scan"] == "spine_1001_mr_ct.nii.gz" and told["unit"] == "HU" and told["range"] == [-1000., 2000.]
-    assert np.array_equal(read_volume(tmp_path/told["scan"]).voxels, read_volume(folder/"made"/told["scan"]).voxels), "the command gives what the run gave"
-    for words, told in ((["translate", mr, mr], "safetensors file"), (["translate", folder/"state.safetensors", mr], "kind"), (["translate", folder/"model.safetensors", tmp_path/"none.nii"], "none.nii")):
+    apart = read_volume(tmp_path/told["scan"]).voxels.astype(int) - read_volume(folder/"made"/told["scan"]).voxels
+    assert np.abs(apart).max() <= 1, "the command gives what the run gave, but for the rounding of another order of sums"
+    for words, told in ((["translate", mr, mr], "safetensors file"), (["translate", folder/"rows.jsonl", mr], "safetensors file"), (["translate", folder/"model.safetensors", tmp_path/"none.nii"], "none.nii")):
         bad = medseg(*words, cwd=tmp_path)
         assert bad.returncode == 1 and told in bad.stderr and len(bad.stderr.splitlines()) == 1, bad.stderr
 
