@@ -5,15 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from conftest import TOP
 
-from medseg.data.manifest import Item, write_manifest
+from medseg.data.manifest import Item, read_manifest, write_manifest
 from medseg.data.spinecohort import make_spine_cohort
+from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.execute import checked, read_parameters
 from medseg.log.runs import run_state
+from medseg.translate.settings import Settings, settings_from
+from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.volumes.read import read_volume
 
 TRANSLATE, PRESETS = TOP/"nbs"/"experiments"/"translate.ipynb", sorted((TOP/"experiments"/"parameters").glob("*.yaml"))
@@ -114,6 +118,16 @@ def test_runs_of_the_note(path, cohort, tmp_path):
     "Each named run is whole as a file, and its reduced form trains."
     values = checked(TRANSLATE, read_parameters(path))
     assert values["name"] == path.stem and values["epochs"] in (100, 200)
+    given = settings_from({k: v for k, v in values.items() if k in {f.name for f in fields(Settings)}})
+    model = CycleGAN(replace(given, width=2, disc_width=2, disc_layers=1, steps=2, decay_from=1., share=.1))
+    mr, ct = load_sides([i for i in read_manifest(cohort) if i.split == "train"], 5.)
+    rows = list(fit_cyclegan(model, unpaired_batches(mr, ct, PatchDraw((16, 16, 16), 2), 2)))
+    assert len(rows) == 2 and {k.split("_")[0] for k in rows[0]} >= set(given.weights)
+
+
+def test_a_run_of_the_note_by_its_file(cohort, tmp_path):
+    path = next(p for p in PRESETS if p.stem == "mr2ct_spectral")
+    values = checked(TRANSLATE, read_parameters(path))
     small = ["-p", "epochs", "0", "-p", "steps", "2", "-p", "patch", "16", "-p", "width", "2", "-p", "batch", "2", "-p", "disc_width", "2", "-p", "disc_layers", "1", "-p", "share", "0.1"]
     done = medseg("run", "translate", "-f", path, "-p", "manifest", cohort, *small, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

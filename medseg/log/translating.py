@@ -6,15 +6,12 @@
 __all__ = ['translate', 'plan', 'planned']
 
 # %% ../../nbs/6_log/04a_translating.ipynb #13ac5165
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .execute import typed
 from .terminal import JSON, Pair, app, progress, say
-from ..translate.settings import Settings, settings_from
 from ..volumes.files import InputError
 
 # %% ../../nbs/6_log/04a_translating.ipynb #46ac98ff
@@ -69,8 +66,11 @@ def plan(
 # %% ../../nbs/6_log/04a_translating.ipynb #3121ac16
 def planned(
     given: dict,  # settings by name as text, patch and batch among them
-) -> tuple[Settings, tuple, int]:  # settings, patch, batch
+) -> tuple:  # Settings, patch, batch
     "What a plan is asked for. InputError for what is unknown or of another kind."
+    from dataclasses import fields
+    from medseg.log.execute import typed
+    from medseg.translate.settings import Settings, settings_from
     known = {f.name: f.default for f in fields(Settings)} | dict(patch="96", batch=1)
     if unknown := [n for n in given if n not in known]: raise InputError("parameter_unknown", "plan", "parameters", ", ".join(unknown), f"only {', '.join(known)}", "correct the name")
     values = {n: typed(n, v, float(known[n]) if n == "dims" else known[n], "plan") for n, v in given.items() if n not in ("spacing",)}
