@@ -9,7 +9,7 @@ __all__ = ['make_spine', 'make_spine_cohort']
 from collections.abc import Callable
 from pathlib import Path
 
-from .cohort import _mapper
+from .cohort import mapper
 from .manifest import Item, write_manifest
 from ..volumes.files import write_json
 from ..volumes.spinescan import spine_ct, spine_mr
@@ -51,7 +51,7 @@ def make_spine_cohort(
     kinds = [("mr", n) for n in range(mr)] + [("ct", 500 + n) for n in range(ct)] + [("test", 1000 + n) for n in range(test)]
     jobs = [(folder, kind, n, seed, tuple(spacing_ct if kind == "ct" else spacing_mr), tuple(extent_mm), weighting) for kind, n in kinds]
     facts = []
-    with _mapper(min(workers, len(jobs))) as spread:
+    with mapper(min(workers, len(jobs))) as spread:
         for fact in spread(make_spine, *zip(*jobs)): facts.append(fact); done(fact)
     items = [Item(f["subject"], folder/(m := f["modality"].lower())/f"{f['subject']}_{m}.nii.gz", split=f["split"], modality=f["modality"]) for f in facts]
     write_json(folder/"phantoms.json", facts)

@@ -7,7 +7,7 @@ __all__ = ['Recipe', 'save_model', 'load_model', 'slab_maps', 'classes_of', 'kee
 
 # %% ../../nbs/4_segment/05_predict.ipynb #7c6ff266
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,7 @@ from torch.nn.functional import interpolate
 from ..data.datasets import inplane_shape, resize_slices
 from ..data.slab import check_slab, reassemble, slab, slab_starts, to_slices, to_volume
 from .unet import UNet
-from ..train.checkpoint import load_checkpoint, save_checkpoint
-from ..volumes.files import InputError
+from ..train.checkpoint import load_network, save_network
 from ..volumes.intensity import window
 from ..volumes.volume import Volume, reorient
 
@@ -41,6 +40,7 @@ class Recipe:
     names: tuple = ("liver",) # of the classes from 1 on
 
     def __post_init__(self):
+        object.__setattr__(self, "names", tuple(self.names))
         check_slab(self.depth, self.target)
         if self.classes != len(self.names) + 1: raise ValueError(f"classes must be {len(self.names) + 1} for {self.names} and background, got {self.classes}")
 
@@ -54,21 +54,13 @@ def save_model(
     about: dict,       # run, seed, step: JSON only
 ) -> Path:
     "Save a segmentation network with its recipe."
-    return save_checkpoint(path, net.state_dict(), dict(about, kind="segment", recipe=asdict(recipe)))
+    return save_network(path, net, "segment", recipe, about)
 
 def load_model(
     path: str | Path,  # a checkpoint that `save_model` wrote
 ) -> tuple[nn.Module, Recipe]:  # ready to predict
     "A segmentation network and its recipe; InputError if the file holds something else."
-    tensors, about = load_checkpoint(path)
-    if about.get("kind") != "segment":
-        raise InputError("checkpoint_kind", path, "kind", about.get("kind", "none"), "a segmentation checkpoint", "name one that `medseg run segment` made")
-    recipe = Recipe(**{**about["recipe"], "names": tuple(about["recipe"]["names"])})
-    net = recipe.net()
-    try: net.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise InputError("checkpoint_network", path, "tensors", str(e).splitlines()[-1], "those of this version's network", "use the version that saved it") from None
-    return net.eval(), recipe
+    return load_network(path, "segment", "a segmentation checkpoint", Recipe)
 
 # %% ../../nbs/4_segment/05_predict.ipynb #5f6f815a
 @torch.no_grad()

@@ -17,9 +17,8 @@ from torch import nn
 
 from ..data.patch import blend, cut, seam_score, starts
 from ..data.unpaired import CT_RANGE, mr_range, on_grid, to_unit, unscale_ct
-from ..train.checkpoint import load_checkpoint, save_checkpoint
+from ..train.checkpoint import load_network, save_network
 from .generators import generator
-from ..volumes.files import InputError
 from ..volumes.resample import resample_to
 from ..volumes.volume import Volume, reorient
 
@@ -58,21 +57,13 @@ def save_translator(
     about: dict,       # run, seed, step: JSON only
 ) -> Path:
     "Save a generator with its recipe."
-    return save_checkpoint(path, net.state_dict(), dict(about, kind="translate", recipe=asdict(recipe)))
+    return save_network(path, net, "translate", recipe, about)
 
 def load_translator(
     path: str | Path,  # a checkpoint that `save_translator` wrote
 ) -> tuple[nn.Module, TranslateRecipe]:  # ready to translate, on the CPU
     "A generator and its recipe; InputError if the file holds something else."
-    tensors, about = load_checkpoint(path)
-    if about.get("kind") != "translate":
-        raise InputError("checkpoint_kind", path, "kind", about.get("kind", "none"), "a translation checkpoint", "name one that `medseg run translate` made")
-    recipe = TranslateRecipe(**about["recipe"])
-    net = recipe.net()
-    try: net.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise InputError("checkpoint_network", path, "tensors", str(e).splitlines()[-1], "those of this version's network", "use the version that saved it") from None
-    return net.eval(), recipe
+    return load_network(path, "translate", "a translation checkpoint", TranslateRecipe)
 
 # %% ../../nbs/5_translate/07_predict.ipynb #a2280c0e
 @torch.no_grad()
