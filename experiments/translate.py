@@ -18,6 +18,7 @@ testers = 2             # phantoms to test on; their CT is hidden from training
 weighting = "t2"        # of the phantoms' MR: t1 or t2
 extent_mm = "72,72,72"  # of the phantoms, along x, y, z
 spacing_mm = 4.0        # voxel size to work at; 0 is each scan's own
+ct_range = "-1000,2000" # HU that become -1 and 1; what lies outside is cut off
 patch = "16"            # voxels a side, or x,y,z
 batch = 1               # patches of each modality a step
 steps = 60
@@ -106,14 +107,18 @@ from medseg.volumes.write import write_volume
 # %%
 @dataclass(frozen=True)
 class Config:
-    name: str; manifest: str; people: int; testers: int; weighting: str; extent_mm: str; spacing_mm: float; patch: str; batch: int; epochs: int
+    name: str; manifest: str; people: int; testers: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
     turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; keep_every: int; picture_every: int; note: str
 
     def __post_init__(self):
         if self.save_every < 1 or self.epochs < 0 or min(self.people, self.testers) < 1: raise ValueError(f"save_every, people and testers must be at least 1 and epochs 0 or more, got {self.save_every}, {self.people}, {self.testers}, {self.epochs}")
 
+        if len(self.window) != 2 or not self.window[0] < self.window[1]: raise ValueError(f"ct_range must be two HU, low,high, got {self.ct_range!r}")
+
     @property
     def size(self): return three(self.patch, int)
+    @property
+    def window(self): return tuple(map(float, self.ct_range.split(",")))
     @property
     def draw(self): return PatchDraw(self.size, self.batch, seed, self.turn_sd, self.noise_sd, flip=self.flip, foreground=self.foreground)
 
@@ -136,7 +141,7 @@ cohort = Path(config.manifest) if config.manifest else run.folder/"cohort"/"mani
 if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, 0, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting)
 train, test = split_items(read_manifest(cohort), seed=0)
 test = [item for item in test if item.modality == "MR"]
-mr, ct = load_sides(train, config.spacing_mm)
+mr, ct = load_sides(train, config.spacing_mm, config.window)
 phantom, known = is_phantom(cohort), (cohort.parent/HIDDEN).is_dir()
 every_pass = ceil(max(len(mr), len(ct))/config.batch)
 steps = config.epochs*every_pass if config.epochs else steps
@@ -154,7 +159,7 @@ state = run.folder/"state.safetensors"
 model, about = load_state(state) if resume and state.exists() else (CycleGAN(settings), dict(seconds=0.))
 if resume: run.rewind(model.done)
 began = perf_counter() - about["seconds"]
-recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm)
+recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window)
 
 
 def translated(item): return translate_scan(model.translator().eval(), recipe, read_volume(item.image))
