@@ -15,6 +15,7 @@ name = "smoke"          # of the run, free text
 manifest = ""           # CSV with subject,image,split,modality; "" makes phantoms
 people = 3              # phantoms to train on, of each modality
 testers = 2             # phantoms to test on; their CT is hidden from training
+anatomy = 0             # seed of the phantoms: another one makes other people
 weighting = "t2"        # of the phantoms' MR: t1 or t2
 extent_mm = "72,72,72"  # of the phantoms, along x, y, z
 spacing_mm = 4.0        # voxel size to work at; 0 is each scan's own
@@ -50,6 +51,7 @@ vgg = ""                # weights of VGG16, a .safetensors file; "" takes a rand
 share = 1.0             # of the slices that the perceptual loss looks at
 n_critic = 1
 n_gen = 1
+rest = 1.0              # a discriminator that judged more than this share rightly does not move in that step
 lr = 0.0005
 lr_disc = 0.0002
 decay_from = 0.5        # share of the steps, or a step (an epoch if epochs are counted)
@@ -64,6 +66,7 @@ flip = True             # mirror left and right
 foreground = 0.5        # share of patches around a place inside the body
 threads = 0             # CPU threads; 0 leaves the setting
 save_every = 250        # steps between saved states, from which a stopped run goes on
+mirrored = False        # a made CT is the mean of two answers, one to the mirrored scan
 keep_every = 0          # steps between kept translators; 0 keeps the last
 picture_every = 0       # steps between pictures; 0 makes them at the end
 note = ""               # a sentence for the page
@@ -107,8 +110,8 @@ from medseg.volumes.write import write_volume
 # %%
 @dataclass(frozen=True)
 class Config:
-    name: str; manifest: str; people: int; testers: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
-    turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; keep_every: int; picture_every: int; note: str
+    name: str; manifest: str; people: int; testers: int; anatomy: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
+    turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; mirrored: bool; keep_every: int; picture_every: int; note: str
 
     def __post_init__(self):
         if self.save_every < 1 or self.epochs < 0 or min(self.people, self.testers) < 1: raise ValueError(f"save_every, people and testers must be at least 1 and epochs 0 or more, got {self.save_every}, {self.people}, {self.testers}, {self.epochs}")
@@ -138,7 +141,7 @@ run = (resume_run if resume else start_run)("translate", asdict(config) | given,
 
 # %%
 cohort = Path(config.manifest) if config.manifest else run.folder/"cohort"/"manifest.csv"
-if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, 0, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting)
+if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, config.anatomy, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting)
 train, test = split_items(read_manifest(cohort), seed=0)
 test = [item for item in test if item.modality == "MR"]
 mr, ct = load_sides(train, config.spacing_mm, config.window)
@@ -159,7 +162,7 @@ state = run.folder/"state.safetensors"
 model, about = load_state(state) if resume and state.exists() else (CycleGAN(settings), dict(seconds=0.))
 if resume: run.rewind(model.done)
 began = perf_counter() - about["seconds"]
-recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window)
+recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window, mirrored=config.mirrored)
 
 
 def translated(item): return translate_scan(model.translator().eval(), recipe, read_volume(item.image))

@@ -101,7 +101,7 @@ def run_experiment(
     with tempfile.TemporaryDirectory() as scratch, _stoppable(), _tail(folder/"rows.jsonl", watch):
         done = Path(scratch)/notebook.name
         try: papermill.execute_notebook(str(notebook), str(done), parameters=dict(values, out=str(folder)), kernel_name="python3",
-                                        progress_bar=False, kernel_manager_class=LocalKernel, extra_arguments=["--IPKernelApp.log_level=50"])   # what a kernel has to say about itself is not for the user
+                                        progress_bar=False, start_timeout=600, kernel_manager_class=LocalKernel, extra_arguments=["--IPKernelApp.log_level=50"])   # what a kernel has to say about itself is not for the user
         except PapermillExecutionError as e: _ended(folder, "failed", f"{e.ename}: {e.evalue}"); raise RunFailed(folder, notebook, e.ename, e.evalue) from e
         except KeyboardInterrupt: _ended(folder, "interrupted", "stopped by a signal"); raise
         finally: _keep(done, folder)

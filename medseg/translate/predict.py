@@ -40,6 +40,7 @@ class TranslateRecipe:
     overlap: float = .5         # share of a patch that it shares with the next, at least
     spacing_mm: float = 0.      # voxel size it was trained at; 0 is each scan's own
     ct_range: tuple = CT_RANGE  # HU of -1 and 1
+    mirrored: bool = False      # the mean of two answers: to the patch, and to the patch with left and right exchanged
 
     def __post_init__(self):
         for name in ("patch", "ct_range"): object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -73,13 +74,16 @@ def made_patches(
     ends: tuple,          # intensities that become -1 and 1
     size: tuple,          # (x, y, z) of the patches
     first: list[tuple],   # where they start
+    mirrored: bool = False,  # the mean of two answers
     progress: Callable | None = None,  # called with patches done and in all
 ) -> Iterator[tuple[tuple, np.ndarray]]:  # (start, (x, y, z) float32 in [-1, 1])
     "What the network makes of each patch."
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     for done, start in enumerate(first, 1):
         x = torch.from_numpy(to_unit(cut(voxels, start, size, math.floor(ends[0])), *ends))
-        yield start, net(x[None, None].to(device))[0, 0].float().cpu().numpy()
+        x = x[None, None].to(device)
+        y = (net(x) + net(x.flip(2)).flip(2))/2 if mirrored else net(x)
+        yield start, y[0, 0].float().cpu().numpy()
         if progress: progress(done, len(first))
 
 # %% ../../nbs/5_translate/07_predict.ipynb #0257f2b6
@@ -108,7 +112,7 @@ def translate_scan(
     work, size = on_grid(scan, recipe.spacing_mm), recipe.patch
     ends = mr_range(work.voxels) if recipe.direction == "mr2ct" else recipe.ct_range
     stride = tuple(max(1, round(k*(1 - recipe.overlap))) for k in size)
-    made, parts = np.empty(work.shape, np.int16), made_patches(net, work.voxels, ends, size, starts(work.shape, size, stride), progress)
+    made, parts = np.empty(work.shape, np.int16), made_patches(net, work.voxels, ends, size, starts(work.shape, size, stride), recipe.mirrored, progress)
     for z, block in blend(parts, work.shape, size): made[:, :, z:z + block.shape[2]] = _numbers(block, recipe)
     return _home(Volume(made, work.affine), scan), seam_score(made, size, stride)
 

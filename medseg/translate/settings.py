@@ -47,6 +47,7 @@ class Settings:
     patches: int = 128              # that the patch contrast compares in a volume
     n_critic: int = 1               # steps of the discriminators for one of the generators
     n_gen: int = 1                  # steps of the generators for one of the discriminators
+    rest: float = 1.                # a discriminator that judged more than this share rightly does not move in that step; 1: it always moves
     lr: float = 2e-4                # Adam's step for the generators
     lr_disc: float = 2e-4           # and for the discriminators
     beta1: float = .5               # of Adam; Radford et al. 2016
@@ -86,7 +87,8 @@ def check_settings(
         if not getattr(s, name) >= least: raise ValueError(f"{name} must be {least} or more, got {getattr(s, name)}")
     for name in ("ema", "beta1"):
         if not 0 <= getattr(s, name) < 1: raise ValueError(f"{name} must be in 0..1, 1 excluded, got {getattr(s, name)}")
-    if not 0 < s.share <= 1: raise ValueError(f"share must be in 0..1, 0 excluded, got {s.share}")
+    for name in ("share", "rest"):
+        if not 0 < getattr(s, name) <= 1: raise ValueError(f"{name} must be in 0..1, 0 excluded, got {getattr(s, name)}")
     if len(s.spacing) != 3 or min(s.spacing) <= 0: raise ValueError(f"spacing must be three lengths in mm, got {s.spacing}")
     if not s.weights: raise ValueError(f"a weight must be above 0, one of {LOSSES}")
     if s.n_critic > 1 < s.n_gen: raise ValueError(f"n_critic or n_gen must be 1, got {s.n_critic} and {s.n_gen}")

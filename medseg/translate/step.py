@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'CycleGAN', 'adam', 'average_of', 'Sender', 'send_way', 'send_on', 'generator_gradients',
-           'judge_gradients', 'read_numbers', 'norms', 'take_step', 'update', 'only_fakes', 'wait_for', 'fit_cyclegan']
+           'judge_gradients', 'read_numbers', 'norms', 'take_step', 'update', 'let_rest', 'only_fakes', 'wait_for',
+           'fit_cyclegan']
 
 # %% ../../nbs/5_translate/06_step.ipynb #1bbf8ef2
 import copy
@@ -192,9 +193,19 @@ def update(
     mine = {name: net for name, net in model.networks.items() if (net in model.judges) == bool(side)}
     if model.before_update: model.before_update(mine)
     row = read_numbers(values | norms(mine), model.done)
+    if side: let_rest(model, row)
     for group in model.adams[side].param_groups: group["lr"] = rate
     model.adams[side].step()
     return row
+
+def let_rest(
+    model: CycleGAN,
+    row: dict,  # right_real_ct, right_fake_ct, ...: shares
+):
+    "Take the gradients from discriminators that judge too well to learn now; 3D-GAN, Wu et al. 2016, section 3."
+    if model.settings.rest < 1 and model.before_update: raise ValueError("rest must be 1 where gradients are averaged over processes: each would decide for itself")
+    for w in model.ways:
+        if (row[f"right_real_{w.goal}"] + row[f"right_fake_{w.goal}"])/2 > model.settings.rest: model.networks[w.judge].zero_grad(set_to_none=True)
 
 @torch.no_grad()
 def only_fakes(model: CycleGAN, batch) -> dict[str, torch.Tensor]:
