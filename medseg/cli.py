@@ -18,6 +18,7 @@ import typer
 import typer.core
 import typer.main
 
+from .log.boning import bone
 from .log.terminal import JSON, Pair, app, cache, check, draw, fetch, progress, related, say, shown, survey
 from .log.translating import plan, translate
 from .volumes.files import InputError, RepairWarning, one_line
@@ -47,7 +48,7 @@ def _fail(debug: bool, text: str, status: int):
     sys.exit(status)
 
 # %% ../nbs/6_log/05_cli.ipynb #5c98d333
-ELSEWHERE = (check, survey, related, fetch, cache, translate, plan)
+ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, bone)
 
 # %% ../nbs/6_log/05_cli.ipynb #477a4854
 @app.command()
