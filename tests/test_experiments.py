@@ -54,11 +54,16 @@ def test_a_run_leaves_a_whole_record(cohort, tmp_path):
     assert again.returncode == 1 and "needs a new name" in again.stderr
 
 
-def test_the_same_seed_gives_the_same_numbers(cohort, tmp_path):
-    for name in ("a", "b"):
-        assert medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "threads", "1", "--out", name, cwd=tmp_path).returncode == 0
+def test_the_same_seed_gives_the_same_numbers_also_side_by_side(cohort, tmp_path):
+    "Two runs started at once in one folder do not hear each other's kernels."
+    words = [sys.executable, "-m", "medseg.cli", "run", "segment", *TINY, "-p", "manifest", str(cohort), "-p", "threads", "1", "--out"]
+    both = [subprocess.Popen([*words, name], cwd=tmp_path, stdout=subprocess.DEVNULL) for name in ("a", "b")]
+    try: assert [process.wait(timeout=300) for process in both] == [0, 0]
+    finally:
+        for process in both: process.kill()
     a, b = ([json.loads(line)["loss"] for line in (tmp_path/n/"rows.jsonl").read_text().splitlines() if '"train"' in line] for n in "ab")
     assert a == b and len(a) == 4
+    assert not list(tmp_path.glob("kernel*")), "no sockets are left where the user works"
 
 
 def test_plain_papermill_works_too(tmp_path):
