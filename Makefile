@@ -11,8 +11,9 @@ help:           ## this list
 $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "medseg needs Python 3.11; this is %d.%d: say make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,site,dev,bench,scale]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]'
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib  # by all cores, where pip takes one; templates among the files do not compile
 	touch $@
 
 demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo
@@ -21,7 +22,7 @@ demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, tab
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	python -m pytest tests/test_sync.py
 	nbdev_test --n_workers 2 --do_print
-	python -m pytest tests -n 2 --dist loadfile
+	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make test` does
 	jupytext --sync experiments/*.py

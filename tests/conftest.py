@@ -7,6 +7,15 @@ import torch
 TOP = Path(__file__).parents[1]
 
 
+LONGEST = ("related", "zdepth", "phantom", "translate_run", "experiments", "generators", "cyclegan", "site", "scale", "spine", "launch", "memory", "provenance")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that no process is left with one of them while the other has nothing to do."
+    order = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def top() -> Path:
     return TOP

@@ -35,10 +35,18 @@ def test_a_cohort_does_not_depend_on_the_number_of_processes(cohort, tmp_path):
     assert len(files) == 10 and all((tmp_path/f).read_bytes() == (cohort.parent/f).read_bytes() for f in files)
 
 
-def test_a_run_leaves_a_whole_record(cohort, tmp_path):
-    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "name", "007", "--out", "runs/a", "--json", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def finished(cohort, tmp_path_factory):
+    "A run with all its steps, and what the command told."
+    top = tmp_path_factory.mktemp("finished")
+    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "name", "007", "-p", "threads", "1", "--out", "runs/a", "--json", cwd=top)
     assert done.returncode == 0, done.stderr
-    told, folder = json.loads(done.stdout), tmp_path/"runs"/"a"
+    return top, json.loads(done.stdout)
+
+
+def test_a_run_leaves_a_whole_record(cohort, finished):
+    top, told = finished
+    folder = top/"runs"/"a"
     config, result = (json.loads((folder/f"{n}.json").read_text()) for n in ("config", "result"))
     assert config["name"] == "007" and config["steps"] == 4 and result["state"] == told["state"] == "finished"
     rows = [json.loads(line) for line in (folder/"rows.jsonl").read_text().splitlines()]
@@ -48,9 +56,9 @@ def test_a_run_leaves_a_whole_record(cohort, tmp_path):
     masks = list((folder/"masks").glob("*.nii.gz"))
     assert len(masks) == 2 and read_volume(masks[0], role="labels").voxels.dtype == np.uint8
     assert {p.name for p in folder.iterdir()} >= {"segment.ipynb", "model.safetensors", "figures", "page.html", "environment.json"}
-    listed = json.loads(medseg("log", "--json", cwd=tmp_path).stdout)
+    listed = json.loads(medseg("log", "--json", cwd=top).stdout)
     assert [(r["name"], r["state"]) for r in listed] == [("007", "finished")]
-    again = medseg("run", "segment", "--out", "runs/a", cwd=tmp_path)
+    again = medseg("run", "segment", "--out", "runs/a", cwd=top)
     assert again.returncode == 1 and "needs a new name" in again.stderr
 
 
@@ -66,8 +74,9 @@ def test_the_same_seed_gives_the_same_numbers_also_side_by_side(cohort, tmp_path
     assert not list(tmp_path.glob("kernel*")), "no sockets are left where the user works"
 
 
-def test_plain_papermill_works_too(tmp_path):
-    papermill.execute_notebook(str(SEGMENT), str(tmp_path/"out.ipynb"), dict(steps=2, crop=32, width=4, levels=2, inplane_mm=8., out=str(tmp_path/"run")),
+def test_plain_papermill_works_too(cohort, tmp_path):
+    "Its smoke run, on phantoms that it makes itself, is among the chapters that are run."
+    papermill.execute_notebook(str(SEGMENT), str(tmp_path/"out.ipynb"), dict(manifest=str(cohort), steps=2, crop=32, width=4, levels=2, inplane_mm=8., out=str(tmp_path/"run")),
                                kernel_name="python3", progress_bar=False, cwd=str(tmp_path))
     assert json.loads((tmp_path/"run"/"result.json").read_text())["state"] == "finished"
 

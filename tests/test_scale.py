@@ -11,7 +11,7 @@ import pytest
 from medseg.data.cache import build_cache, kept_case
 from medseg.data.cohort import make_cohort
 from medseg.data.datasets import load_case
-from medseg.data.manifest import read_manifest
+from medseg.data.manifest import read_manifest, write_manifest
 from medseg.data.related import related
 from medseg.volumes.coverage import coverage_of
 from medseg.volumes.survey import survey
@@ -78,11 +78,11 @@ def test_a_cache_built_while_a_worker_is_killed(cohort, cluster, tmp_path):
     assert len([p for p in (tmp_path/"cache").iterdir() if not p.name.startswith(".")]) == len(items), "nothing was made twice"
 
 
-def test_a_run_with_a_cache_is_the_same_run(tmp_path):
+def test_a_run_with_a_cache_is_the_same_run(cohort, tmp_path):
     from medseg.log.execute import find_experiment, run_experiment
     from medseg.log.runs import read_json
-    cohort = make_cohort(tmp_path/"cohort", 2, 1, inplane_mm=7., spacings=(8.,), workers=1)
-    given = dict(manifest=str(cohort), steps=3, threads=1)
+    items = read_manifest(cohort)
+    given = dict(manifest=str(write_manifest(tmp_path/"three.csv", [*items[:2], items[-1]])), steps=3, threads=1)
     runs = [run_experiment(find_experiment("segment"), given | extra, tmp_path/name) for name, extra in
             (("plain", {}), ("cold", dict(cache=str(tmp_path/"kept"))), ("warm", dict(cache=str(tmp_path/"kept"))))]
     tables = [read_json(r/"result.json")["table"] for r in runs]

@@ -65,7 +65,8 @@ def align(
         for _ in range(5):
             if with_it.sum() < 4: break
             matrix, shift = _motion(a[with_it], b[with_it])
-            with_it = ((a @ matrix.T + shift - b)**2).sum(1) < NEAR**2
+            before, with_it = with_it, ((a @ matrix.T + shift - b)**2).sum(1) < NEAR**2
+            if (before == with_it).all(): break
         if with_it.sum() > max(3, best[0]): best = int(with_it.sum()), matrix, shift
     return best
 

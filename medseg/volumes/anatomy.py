@@ -8,6 +8,7 @@ __all__ = ['PHASES', 'TISSUES', 'ABDOMEN', 'tissue_hu', 'spleen_part', 'kidney',
 
 # %% ../../nbs/1_volumes/08d_anatomy.ipynb #cee9ea3c
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from .liver import lesion_parts, liver_parts
@@ -180,6 +181,7 @@ class Patient:
     liver: tuple   # lowest and highest place of the liver along z, scanner mm
 
 # %% ../../nbs/1_volumes/08d_anatomy.ipynb #b1bf13f4
+@lru_cache(1)  # a second scan of the same person, 50 MB, need not draw it again
 def patient(
     subject: int,          # which patient
     seed: int = 0,         # which cohort

@@ -35,10 +35,10 @@ def capsule(
 ) -> np.ndarray:  # mm, negative inside
     "The distance to a stick with round ends."
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    way = b - a
-    u = sum((at - s)*w for at, s, w in zip(p, a, way))/max(float(way @ way), 1e-6)
-    u = np.clip(u, 0, 1)
-    apart = sum((at - s - u*w)**2 for at, s, w in zip(p, a, way))
+    way, p = b - a, [at - s for at, s in zip(p, a)]
+    u = (p[0]*way[0] + p[1]*way[1] + p[2]*way[2])/max(float(way @ way), 1e-6)
+    u, apart = np.minimum(np.maximum(u, 0), 1), 0
+    for at, w in zip(p, way): off = at - u*w; off *= off; apart = off + apart
     return np.sqrt(apart) - (np.float32(first) + u*np.float32(last - first))
 
 # %% ../../nbs/1_volumes/08_shapes.ipynb #a94c34ee
@@ -170,12 +170,10 @@ def bend(
     p,  # (x, y, z) scanner mm less `pose.shift`, three arrays that broadcast together
 ) -> list:  # three arrays, mm
     "What the waves add to each coordinate."
-    total = [np.float32(0)]*3
-    for beat, phase, push in zip(*(a.astype(np.float32) for a in (pose.beat, pose.phase, pose.push))):
-        sines = [np.sin(at*b + f) for at, b, f in zip(p, beat, phase)]
-        wave = sines[0]*sines[1]*sines[2]
-        total = [t + wave*m for t, m in zip(total, push)]
-    return total
+    beat, phase, push = (a.astype(np.float32).T.reshape(3, -1, *[1]*np.ndim(p[0])) for a in (pose.beat, pose.phase, pose.push))
+    x, y, z = (np.sin(at*b + f) for at, b, f in zip(p, beat, phase))  # one row a wave
+    waves = x*y*z
+    return [np.add.reduce(waves*m) for m in push]
 
 # %% ../../nbs/1_volumes/08_shapes.ipynb #0dd6d110
 def to_patient(
