@@ -22,11 +22,12 @@ def hostile_run(folder, bad):
     (folder/"figures").mkdir(parents=True)
     (folder/"figures/a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     result = dict(experiment=bad, name=bad, state=bad, data="phantom", started=bad, finished=bad, notes=[bad, {bad: [bad]}], headline={bad: bad, "n": bad},
-                  table=[{"subject": bad, "class": bad, "dice": bad, bad: bad}, {"dice": float("nan"), "subject": .5}], cost={"updates": bad, bad: bad},
+                  table=[{"subject": bad, "class": bad, "dice": bad, bad: bad}, {"dice": float("nan"), "subject": .5, "reasons": [bad]}], cost={"updates": bad, bad: bad},
                   environment={bad: bad}, digests={"code": bad})
     for name, value in {"config": {"name": bad, bad: bad, "list": [bad]}, "result": result, "figures/captions": {"a.png": bad}}.items():
         (folder/f"{name}.json").write_text(json.dumps(value))
-    (folder/"rows.jsonl").write_text("".join(json.dumps(dict(kind="train", step=s, loss=1/(s + 1), note=bad)) + "\n" for s in range(9)))
+    rows = [dict(kind="train", step=s, loss=1/(s + 1), note=bad, training=bad, **{bad: s}) for s in range(9)] + [dict(kind="panel", step=s, pairing=s, **{bad: -s}) for s in (0, 8)]
+    (folder/"rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
 
 
@@ -123,25 +124,82 @@ def test_hostile_text_stays_text(bad, site, pages):
     assert {t for t, _ in pages[site["top"]/"log.html"].found if t == "img"} == set()
 
 
-@pytest.mark.browser
-def test_browser_runs_nothing_and_asks_nobody(site):
-    "Every hostile page in a real browser: no dialog, no request outside the folder; the search works from a disk."
+WIDTHS = "() => [document.scrollingElement.scrollWidth, innerWidth]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Debian's chromium, and what pages asked, said and complained of."
     from playwright import sync_api
-    asked, dialogs, complaints = [], [], []
     with sync_api.sync_playwright() as p:
-        try: browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        try: chromium = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
         except sync_api.Error as e: pytest.skip(f"no chromium: {e.message.splitlines()[0]}")
-        page = browser.new_page()
-        page.on("request", lambda r: asked.append(r.url)); page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: complaints.append(str(e)))
-        for folder in [site["plain"], *site["runs"].values()]:
-            for path in (page_of(site, folder), folder/"page.html"):
-                if path.exists(): page.goto(path.as_uri())
-        for path in (site["top"]/"log.html", site["top"]/"1_volumes/volume.html"): page.goto(path.as_uri())
-        page.keyboard.press("/"); page.keyboard.type("affine")
-        page.locator(".md-search-result__item").first.wait_for(timeout=10_000)
-        browser.close()
-    assert not dialogs
-    assert not [u for u in asked if not u.startswith(("file://", "data:", "blob:", "about:"))]
-    assert not complaints, complaints[:5]
+        page, heard = chromium.new_page(), dict(asked=[], dialogs=[], complaints=[])
+        page.on("request", lambda r: heard["asked"].append(r.url)); page.on("dialog", lambda d: (heard["dialogs"].append(d.message), d.dismiss()))
+        page.on("console", lambda m: heard["complaints"].append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: heard["complaints"].append(str(e)))
+        yield page, heard
+        chromium.close()
+
+
+def quiet(heard):
+    assert not heard["dialogs"] and not heard["complaints"], (heard["dialogs"][:3], heard["complaints"][:5])
+    assert not [u for u in heard["asked"] if not u.startswith(("file://", "data:", "blob:", "about:"))]
+
+
+@pytest.mark.browser
+def test_browser_runs_nothing_and_asks_nobody(site, browser):
+    "Every hostile page in a real browser: no dialog, no request outside the folder."
+    page, heard = browser
+    for folder in [site["plain"], *site["runs"].values()]:
+        for path in (page_of(site, folder), folder/"page.html"):
+            if path.exists(): page.goto(path.as_uri())
+    page.goto((site["top"]/"1_volumes/volume.html").as_uri())
+    quiet(heard)
+
+
+@pytest.mark.browser
+def test_search_finds_a_symbol_and_a_run(site, browser):
+    page, heard = browser
+    for words, wanted in (("reassemble", "2_data/slab.html"), ("phantom_unet", "log/phantom-unet")):
+        page.goto((site["top"]/"log.html").as_uri())
+        page.keyboard.press("/"); page.keyboard.type(words)
+        page.locator(f".md-search-result__item a[href*='{wanted}']").first.wait_for(timeout=20_000)
+    quiet(heard)
+
+
+@pytest.mark.browser
+def test_the_list_of_runs_can_be_cut_and_ordered(site, browser):
+    page, heard = browser
+    page.goto((site["top"]/"log.html").as_uri())
+    seen = "() => [...document.querySelectorAll('tr[data-state]')].filter(r => !r.hidden).map(r => r.dataset)"
+    every = page.evaluate(seen)
+    page.get_by_label("data").select_option("real"); assert {r["data"] for r in page.evaluate(seen)} == {"real"}
+    page.get_by_label("data").select_option(""); page.get_by_label("state").select_option("finished")
+    assert {r["state"] for r in page.evaluate(seen)} == {"finished"}
+    page.get_by_label("until").fill("2026-11-21"); assert {r["day"] for r in page.evaluate(seen)} == {"2026-11-21"}
+    page.get_by_label("until").fill(""); page.get_by_label("order by").select_option("mae hu")
+    errors = [v for r in page.evaluate(seen) if (v := json.loads(r["numbers"]).get("mae hu")) is not None]
+    assert len(errors) > 2 and errors == sorted(errors) and "lowest first" in page.get_by_label("order by").inner_text()
+    page.get_by_label("state").select_option(""); page.get_by_label("order by").select_option("")
+    assert page.evaluate(seen) == every
+    quiet(heard)
+
+
+@pytest.mark.browser
+def test_a_telephone_shows_whole_pages(site, browser):
+    page, heard = browser
+    page.set_viewport_size(dict(width=375, height=700))
+    for path in [site["top"]/"log.html", site["top"]/"budget.html", *sorted((site["top"]/"log").glob("compare-*.html")), *sorted((site["top"]/"log").glob("phantom-unet-0*.html")), page_of(site, site["plain"]), page_of(site, site["runs"]["x"*10_000])]:
+        page.goto(path.as_uri())
+        wide, room = page.evaluate(WIDTHS)
+        assert wide <= room, (path.name, wide, room)
+    quiet(heard)
+
+
+def test_comparisons_say_first_what_may_be_said(pages, site):
+    made = sorted((site["top"]/"log").glob("compare-*.html"))
+    assert made
+    for path in made:
+        assert "What may be said" in pages[path].said and "What differs" in pages[path].said, path
+        assert f"log/{path.name}" in {a.get("href") for t, a in pages[site["top"]/"log.html"].found if t == "a"}

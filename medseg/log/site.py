@@ -23,8 +23,12 @@ from pathlib import Path
 
 import yaml
 
+from .budget import budget_page
+from .compare import compare
+from .comparepage import comparison_page, read_comparisons
 from .convert import Page, finish, headings, page_path, to_page
-from .page import RUN_CSS, log_page, run_page
+from .listing import FILTER, log_page
+from .page import RUN_CSS, run_page
 from .record import find_runs, page_name, read_run
 from .theme import SITE_CSS, WORKER, guard, settings
 from ..volumes.files import InputError, write_text
@@ -130,18 +134,24 @@ def chapter_pages(
 
 # %% ../../nbs/6_log/03_site.ipynb #de85e3fb
 def log_pages(
-    *tops: str | Path,  # folders that hold runs
-) -> dict[str, Page]:  # log.html and log/<run>.html
-    "The list of runs and a page for each."
-    runs = find_runs(*tops)
-    pages = {"log.html": Page("All runs", html=f'<h1>All runs</h1>\n{log_page(runs)}')}
+    *tops: str | Path,  # folders that hold runs; the first may hold a list of comparisons
+) -> dict[str, Page]:  # log.html, budget.html, log/<run>.html and log/<comparison>.html
+    "The list of runs, what they cost, a page for each, and pages that compare them."
+    runs, listed = find_runs(*tops), [one for top in tops[:1] for one in read_comparisons(Path(top)/"comparisons.yaml")]
+    more = [(one["title"], f"log/{one['page']}.html", one["question"]) for one in listed] + [("What can be done with what one has", "budget.html", "8 GB, 32 GB, a CPU, a night")]
+    pages = {"log.html": Page("All runs", html=f'<h1>All runs</h1>\n{log_page(runs, more=more)}\n<script src="assets/log.js"></script>'),
+             "budget.html": Page("Budget", html=f"<h1>What can be done with what one has</h1>\n{budget_page(runs)}")}
     for folder in runs:
         run, stem = read_run(folder), page_name(folder)
         shown = [png for png, _ in run["figures"]] if run["data"] == "phantom" else []
         files = {f"{stem}-{i}.png": png for i, png in enumerate(shown, 1)}
-        body = f'<p><a href="../log.html">All runs</a></p>\n<h1>{html.escape(run["name"])}</h1>\n{run_page(folder, list(files))}'
-        pages[f"log/{stem}.html"] = Page(f"Run {stem}", html=body, files=files)
+        pages[f"log/{stem}.html"] = Page(f"Run {stem}", html=f'{_back(run["name"])}{run_page(folder, list(files))}', files=files)
+    for one in listed:
+        told = compare(one["folders"], one["score"], one["by"])
+        pages[f"log/{one['page']}.html"] = Page(f"Comparison {one['page'].split('-', 2)[2].replace('-', ' ')}", html=_back(one["title"]) + comparison_page(told, one["folders"], one["question"], links=True))
     return pages
+
+def _back(name: str) -> str: return f'<p><a href="../log.html">All runs</a></p>\n<h1>{html.escape(name)}</h1>\n'
 
 # %% ../../nbs/6_log/03_site.ipynb #0968cbd8
 def _nav(tree: list, pages: dict[str, Page]) -> list:
@@ -156,12 +166,12 @@ def _nav(tree: list, pages: dict[str, Page]) -> list:
 def _stubs(pages: dict[str, Page], docs: Path):
     "The files that mkdocs reads: a title for each page, pictures, style and script."
     for path, page in pages.items():
-        stub, hidden = docs/path.replace(".html", ".md"), path.startswith("log")
+        stub, hidden = docs/path.replace(".html", ".md"), path.startswith("log") and "&lt;" in page.html  # the search shows text as markup
         meta = dict(title=page.title, description=page.subtitle or page.title, search=dict(exclude=hidden), hide=["toc"] if path == "log.html" else [])
         write_text(stub, f"---\n{json.dumps(meta)}\n---\n")
         for name, data in page.files.items(): (stub.parent/name).write_bytes(data)
     from pygments.formatters import HtmlFormatter  # noqa: F401  (a missing extra is told here, not half way)
-    write_text(docs/"assets/site.css", SITE_CSS + RUN_CSS); write_text(docs/"assets/iframe-worker.js", WORKER)
+    write_text(docs/"assets/site.css", SITE_CSS + RUN_CSS); write_text(docs/"assets/iframe-worker.js", WORKER); write_text(docs/"assets/log.js", FILTER)
 
 # %% ../../nbs/6_log/03_site.ipynb #5adc98e1
 def _build(title: str, tree: list, pages: dict[str, Page], out: Path):
