@@ -19,6 +19,7 @@ import typer.core
 import typer.main
 
 from .log.boning import bone
+from .log.collapsing import collapse
 from .log.terminal import JSON, Pair, app, cache, check, draw, fetch, progress, related, say, shown, survey
 from .log.translating import plan, translate
 from .volumes.files import InputError, RepairWarning, one_line
@@ -48,7 +49,7 @@ def _fail(debug: bool, text: str, status: int):
     sys.exit(status)
 
 # %% ../nbs/6_log/05_cli.ipynb #5c98d333
-ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, bone)
+ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, collapse, bone)
 
 # %% ../nbs/6_log/05_cli.ipynb #477a4854
 @app.command()

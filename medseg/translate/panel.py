@@ -108,7 +108,7 @@ def judge(
 ) -> dict:  # verdict: healthy, partly, collapsed or cannot_tell; kinds (names), reasons (sentences)
     "What the numbers mean."
     if n < ENOUGH: return dict(verdict="cannot_tell", kinds=["too_few"], reasons=[f"{n} volumes are too few to tell: a verdict needs {ENOUGH}"])
-    if (people := subjects["effective"]) < ENOUGH:
+    if (people := subjects["effective"]) < ENOUGH - 1e-6:
         return dict(verdict="cannot_tell", kinds=["few_subjects"], reasons=[f"the inputs are {subjects['files']} files, {subjects['subjects']} subject{'s'*(subjects['subjects'] > 1)} ({people:.1f} effective): outputs could not differ more; a verdict needs {ENOUGH} people"])
     found = _variety(m, n) + _belonging(m, n) + _origin(m, n)
     verdict = "collapsed" if any(grave for _, grave, _ in found) else "partly" if found else "healthy"
