@@ -165,7 +165,7 @@ def test_the_planted_bad_case_comes_first_with_its_tags():
     outputs[7] = outputs[1]
     first = panel(mrs(), outputs, spacing=MM, subjects=SUBJECTS)["cases"][0]
     assert first["name"] == "7" and first["points_to"] == "1" and first["tags"] == ["points_elsewhere", "repeated"]
-    assert all(c["tags"] == [] for c in report("right")["cases"])
+    assert all("points_elsewhere" not in c["tags"] for c in report("right")["cases"])
 
 
 def test_page_holds_every_number_and_no_address():
@@ -185,7 +185,7 @@ def folders(tmp_path_factory):
         write_volume(top/"mr"/name, reorient(mr, "PIR") if k % 2 else mr)
         write_volume(top/"right"/made_name(name), ct)
         write_volume(top/"one"/made_name(name), Volume(scans()[9][1].voxels, ct.affine))
-        write_volume(top/"table"/f"sub/{k}_fake.nii.gz", Volume(np.rint(unscale_ct(recoloured()[k], CT_RANGE)).astype(np.int16), mr.affine))
+        write_volume(top/"table"/f"pat/{k}_fake.nii.gz", Volume(np.rint(unscale_ct(recoloured()[k], CT_RANGE)).astype(np.int16), mr.affine))
         write_volume(top/"train"/name, Volume(np.rint(unscale_ct(others()[k], CT_RANGE)).astype(np.int16), ct.affine))
     return top
 

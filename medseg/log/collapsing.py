@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collapse']
 
-# %% ../../nbs/6_log/04b_collapsing.ipynb #bec4e3af
+# %% ../../nbs/6_log/04b_collapsing.ipynb #5dde2bfd
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import typer
 from .terminal import JSON, app, draw, progress, say
 from ..volumes.files import one_line, write_text
 
-# %% ../../nbs/6_log/04b_collapsing.ipynb #df6f4a55
+# %% ../../nbs/6_log/04b_collapsing.ipynb #d9f10198
 @app.command()
 def collapse(
     inputs: Annotated[Path, typer.Option(help="Folder of the scans that were translated (MR).")],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matrix_figure', 'slices_figure', 'region_figure', 'number_rows', 'panel_page']
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #b19706b2
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #366efd1f
 import base64
 import io
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .regions import region_maps
 from .similarity import centred
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #ae4c0810
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #d1dea88f
 def _short(name: str) -> str:
     "Enough of a name to know the scan."
     return name.removesuffix(".gz").removesuffix(".nii")[-18:].replace("$", "")  # a dollar would start a formula
@@ -39,7 +39,7 @@ def matrix_figure(
     ax.set_xticklabels(map(_short, order), rotation=90, fontsize=6); ax.set_yticklabels(map(_short, order), fontsize=6); ax.title.set_fontsize(9)
     return fig
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #9ce629f2
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #d1bb0f8f
 def _sagittal(v: np.ndarray) -> np.ndarray: return v[v.shape[0]//2].T
 
 def slices_figure(
@@ -62,7 +62,7 @@ def slices_figure(
     for ax, key in zip(axs[:, 0], rows): ax.set_ylabel(key, fontsize=7)
     return fig
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #276e37b8
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #85d9043e
 def region_figure(
     stacks: dict,          # as for `slices_figure`
     spacing: tuple,        # mm
@@ -79,7 +79,7 @@ def region_figure(
         ax.set_title(title, fontsize=8); fig.colorbar(picture, ax=ax, shrink=.7).ax.tick_params(labelsize=6)
     return fig
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #5575f712
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #32feda65
 def _numbers(r: dict) -> list:
     "Name in `trusted_from`, what it is, value, what is healthy."
     p, n, d = r["pairing"], r["volumes"], r["diversity"]
@@ -98,7 +98,7 @@ def number_rows(
     return [dict(number=words, value=value, healthy=well, needs=report["trusted_from"][key], trusted="yes" if report["volumes"] >= report["trusted_from"][key] else "no")
             for key, words, value, well in _numbers(report) if value is not None]
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #b2aeaf0c
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #f49a15f4
 _page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
@@ -121,7 +121,7 @@ table{border-collapse:collapse;font-size:.9em}th,td{padding:.25em .8em;text-alig
 <p>Computed in {{ "%.1f"|format(seconds) }} s. Bounds were set on phantoms; they say nothing of how good a CT is.</p></main></body></html>
 """)
 
-# %% ../../nbs/5_translate/12b_panelpage.ipynb #723bb36c
+# %% ../../nbs/5_translate/12b_panelpage.ipynb #ef8d4389
 def _uri(figure: Figure) -> Markup:
     "A figure as an address that holds it."
     file = io.BytesIO()
