@@ -19,6 +19,7 @@ import typer.core
 import typer.main
 
 from .log.boning import bone
+from .log.collapsing import collapse
 from .log.comparing import compare
 from .log.terminal import JSON, Pair, app, cache, check, draw, fetch, progress, related, say, shown, survey
 from .log.translating import plan, translate
@@ -49,7 +50,7 @@ def _fail(debug: bool, text: str, status: int):
     sys.exit(status)
 
 # %% ../nbs/6_log/05_cli.ipynb #5c98d333
-ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, bone, compare)
+ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, bone, compare, collapse)
 
 # %% ../nbs/6_log/05_cli.ipynb #477a4854
 @app.command()
