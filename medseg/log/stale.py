@@ -6,7 +6,7 @@
 __all__ = ['FILE', 'file_digest', 'output_digest', 'made_of', 'read_digests', 'write_digests', 'notebooks', 'why_stale', 'stale',
            'execute', 'refresh', 'main']
 
-# %% ../../nbs/6_log/01g_stale.ipynb #f0c9ad1f
+# %% ../../nbs/6_log/01g_stale.ipynb #bc677b54
 import argparse
 import json
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 from .uses import Package, chapter_code, chapter_uses, read_package
 from ..volumes.files import digest, write_text
 
-# %% ../../nbs/6_log/01g_stale.ipynb #58466580
+# %% ../../nbs/6_log/01g_stale.ipynb #16e5bf92
 def file_digest(
     path: Path,  # a file, or a folder, whose names count
 ) -> str:
@@ -44,7 +44,7 @@ def made_of(
     names = digest(*(f"{n} {package.digests[n]}" for n in sorted(used)))
     return dict(cells=digest(code), names=names, data=data, outputs=output_digest(nb)), used
 
-# %% ../../nbs/6_log/01g_stale.ipynb #e42917fe
+# %% ../../nbs/6_log/01g_stale.ipynb #53b2ceef
 FILE = "nbs/digests.json"
 
 def read_digests(root: Path) -> dict:  # "chapters": path -> record; "names": full name -> digest
@@ -62,7 +62,7 @@ def notebooks(root: Path) -> list[str]:
     found = (p.relative_to(root/"nbs").as_posix() for p in (root/"nbs").rglob("*.ipynb"))
     return sorted(f for f in found if not re.search(r"(^|/)[._]", f))
 
-# %% ../../nbs/6_log/01g_stale.ipynb #3cf94adc
+# %% ../../nbs/6_log/01g_stale.ipynb #fe1e401e
 def why_stale(
     nb: dict,       # the chapter
     known: dict,    # its record; {} if there is none
@@ -85,7 +85,7 @@ def stale(
     look = lambda c: why_stale(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), kept["chapters"].get(c, {}), kept["names"], root, package)
     return {c: why for c in notebooks(root) if (why := look(c))}
 
-# %% ../../nbs/6_log/01g_stale.ipynb #718e30d6
+# %% ../../nbs/6_log/01g_stale.ipynb #c0799f27
 _LISTEN = """def _listen(root, own, seen):
     import os, sys
     on_path = {os.path.abspath(p) for p in [*sys.path, ""]}
@@ -94,7 +94,7 @@ _LISTEN = """def _listen(root, own, seen):
         path = os.path.abspath(args[0])
         if event == "open" and set(str(args[1] or "r")) & set("wax+") or event != "open" and path in on_path: return
         where = os.path.relpath(path, root)
-        if where != own and not where.startswith(("..", "medseg/")) and not any(w[0] in "._" for w in where.split("/")): seen.add(where)
+        if where != own and not where.startswith(("..", "medseg")) and not any(w[0] in "._" for w in where.split("/")): seen.add(where)
     sys.addaudithook(hear)
 _seen = set(); _listen(%r, %r, _seen)"""
 _TELL = "import json, os; print(json.dumps(sorted(p for p in _seen if os.path.exists(os.path.join(%r, p)))))"
@@ -112,12 +112,12 @@ def execute(
     nb = nbformat.read(path, 4)
     cells = [nbformat.v4.new_code_cell(text) for text in (_LISTEN % (str(root), f"nbs/{chapter}"), _TELL % str(root))]
     nb.cells = [cells[0], *nb.cells, cells[1]]
-    NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=600, startup_timeout=600, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"], resources={"metadata": {"path": str(path.parent)}}).execute()
     read = json.loads(nb.cells.pop()["outputs"][0]["text"]); nb.cells.pop(0)
     nb = dict2nb(json.loads(nbformat.writes(nb))); clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     return nb, read
 
-# %% ../../nbs/6_log/01g_stale.ipynb #66d08560
+# %% ../../nbs/6_log/01g_stale.ipynb #2729e16a
 def refresh(
     root: str | Path = ".",  # the project
     workers: int = 1,        # chapters at a time
@@ -140,7 +140,7 @@ def refresh(
     write_digests(root, kept)
     return failed
 
-# %% ../../nbs/6_log/01g_stale.ipynb #701a8927
+# %% ../../nbs/6_log/01g_stale.ipynb #d5a2292c
 def main():
     "Command line: list stale chapters, or execute them."
     args = argparse.ArgumentParser(prog="python -m medseg.log.stale", description="List chapters whose outputs are not known to be made by the code of today.")
