@@ -6,18 +6,19 @@
 __all__ = ['FILE', 'file_digest', 'output_digest', 'made_of', 'read_digests', 'write_digests', 'notebooks', 'why_stale', 'stale',
            'execute', 'refresh', 'main']
 
-# %% ../../nbs/6_log/01g_stale.ipynb #bc677b54
+# %% ../../nbs/6_log/01g_stale.ipynb #a3d9e35a
 import argparse
 import json
 import re
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .uses import Package, chapter_code, chapter_uses, read_package
 from ..volumes.files import digest, write_text
 
-# %% ../../nbs/6_log/01g_stale.ipynb #16e5bf92
+# %% ../../nbs/6_log/01g_stale.ipynb #61aa4253
 def file_digest(
     path: Path,  # a file, or a folder, whose names count
 ) -> str:
@@ -44,7 +45,7 @@ def made_of(
     names = digest(*(f"{n} {package.digests[n]}" for n in sorted(used)))
     return dict(cells=digest(code), names=names, data=data, outputs=output_digest(nb)), used
 
-# %% ../../nbs/6_log/01g_stale.ipynb #53b2ceef
+# %% ../../nbs/6_log/01g_stale.ipynb #7a4cf2cf
 FILE = "nbs/digests.json"
 
 def read_digests(root: Path) -> dict:  # "chapters": path -> record; "names": full name -> digest
@@ -62,7 +63,7 @@ def notebooks(root: Path) -> list[str]:
     found = (p.relative_to(root/"nbs").as_posix() for p in (root/"nbs").rglob("*.ipynb"))
     return sorted(f for f in found if not re.search(r"(^|/)[._]", f))
 
-# %% ../../nbs/6_log/01g_stale.ipynb #fe1e401e
+# %% ../../nbs/6_log/01g_stale.ipynb #81953705
 def why_stale(
     nb: dict,       # the chapter
     known: dict,    # its record; {} if there is none
@@ -85,7 +86,7 @@ def stale(
     look = lambda c: why_stale(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), kept["chapters"].get(c, {}), kept["names"], root, package)
     return {c: why for c in notebooks(root) if (why := look(c))}
 
-# %% ../../nbs/6_log/01g_stale.ipynb #c0799f27
+# %% ../../nbs/6_log/01g_stale.ipynb #bf71f954
 _LISTEN = """def _listen(root, own, seen):
     import os, sys
     on_path = {os.path.abspath(p) for p in [*sys.path, ""]}
@@ -117,38 +118,43 @@ def execute(
     nb = dict2nb(json.loads(nbformat.writes(nb))); clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     return nb, read
 
-# %% ../../nbs/6_log/01g_stale.ipynb #2729e16a
+# %% ../../nbs/6_log/01g_stale.ipynb #c59b4f77
 def refresh(
     root: str | Path = ".",  # the project
+    only: tuple = (),        # chapters, as paths inside nbs/; none means all
     workers: int = 1,        # chapters at a time
     told=print,              # takes a line of text for each chapter
 ) -> dict[str, str]:  # chapters that failed -> why
     "Execute every stale chapter, keep its new outputs, and write down what made them."
     from execnb.nbio import write_nb
-    root, failed = Path(root), {}
-    kept, package, todo = read_digests(root), read_package(root/"medseg"), stale(root)
+    root, failed, lock = Path(root), {}, threading.Lock()
+    kept, package, left = read_digests(root), read_package(root/"medseg"), stale(root)
+    todo = {c: why for c, why in left.items() if not only or c in only}
     def one(chapter):
         try: nb, read = execute(chapter, root)
         except Exception as e: failed[chapter] = re.sub(r"\x1b\[[\d;]*m", "", str(e)).strip()[-400:]; return told(f"{chapter}: failed")
         write_nb(nb, root/"nbs"/chapter)
-        kept["chapters"][chapter] = made_of(json.loads((root/"nbs"/chapter).read_text(encoding="utf-8")), read, root, package)[0]
+        with lock:
+            kept["chapters"][chapter] = made_of(json.loads((root/"nbs"/chapter).read_text(encoding="utf-8")), read, root, package)[0]
+            write_digests(root, kept); left.pop(chapter)
         told(f"{chapter}: executed ({', '.join(todo[chapter][:3])})")
     with ThreadPoolExecutor(workers) as pool: list(pool.map(one, todo))
     kept["chapters"] = {c: r for c, r in kept["chapters"].items() if c in notebooks(root)}
-    behind = set().union(*(made_of(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), [], root, package)[1] for c in failed))
+    behind = set().union(*(made_of(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), [], root, package)[1] for c in left))
     kept["names"] = {n: kept["names"].get(n, "") if n in behind else d for n, d in package.digests.items()}
     write_digests(root, kept)
     return failed
 
-# %% ../../nbs/6_log/01g_stale.ipynb #d5a2292c
+# %% ../../nbs/6_log/01g_stale.ipynb #882f830f
 def main():
     "Command line: list stale chapters, or execute them."
     args = argparse.ArgumentParser(prog="python -m medseg.log.stale", description="List chapters whose outputs are not known to be made by the code of today.")
+    args.add_argument("only", nargs="*", help="chapters to execute, as paths inside nbs/; all that are stale by default")
     args.add_argument("--write", action="store_true", help="execute them, and keep outputs and digests")
     args.add_argument("--workers", type=int, default=1, help="chapters executed at a time")
     args.add_argument("--root", default=".", help="the project")
     given = args.parse_args()
-    failed = refresh(given.root, given.workers) if given.write else {}
+    failed = refresh(given.root, tuple(given.only), given.workers) if given.write else {}
     for chapter, why in (left := stale(given.root)).items(): print(f"stale: {chapter}: {', '.join(why[:5])}" + f" and {len(why) - 5} more"*(len(why) > 5) + f"\n{failed.get(chapter, '')}".rstrip())
     sys.exit(bool(left))
 
