@@ -59,9 +59,9 @@ def write_digests(root: Path, found: dict):
     write_text(root/FILE, "{\n" + ",\n".join(parts) + "\n}\n")
 
 def notebooks(root: Path) -> list[str]:
-    "All chapters and experiments, as paths inside nbs/."
+    "All chapters, as paths inside nbs/; experiments keep no outputs."
     found = (p.relative_to(root/"nbs").as_posix() for p in (root/"nbs").rglob("*.ipynb"))
-    return sorted(f for f in found if not re.search(r"(^|/)[._]", f))
+    return sorted(f for f in found if not re.search(r"(^|/)[._]|^experiments/", f))
 
 # %% ../../nbs/6_log/01g_stale.ipynb #81953705
 def why_stale(

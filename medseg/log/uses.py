@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bare', 'imported', 'mentions', 'Package', 'made', 'read_module', 'read_package', 'below', 'chapter_code',
-           'chapter_uses']
+           'chapter_uses', 'part_map']
 
 # %% ../../nbs/6_log/01f_uses.ipynb #6b0e9c63
 import ast
@@ -164,3 +164,23 @@ def chapter_uses(
     "Every definition of the package on which the outputs of a chapter can depend."
     brought = imported(ast.parse(code), "")
     return below(mentions(code, brought), package, brought.values())
+
+# %% ../../nbs/6_log/01f_uses.ipynb #531d2e57
+def part_map(
+    top: str | Path,  # the folder medseg/
+) -> str:  # an <svg> element
+    "The parts of the package and how many imports lead from each to each."
+    parts = ["volumes", "data", "train", "segment", "translate", "log"]
+    count, modules = {}, {p: 0 for p in parts}
+    for path in Path(top).rglob("*/[!_]*.py"):
+        here = path.parent.name; modules[here] += 1
+        for full in imported(ast.parse(path.read_text(encoding="utf-8")), f"medseg.{here}.{path.stem}").values():
+            if (to := (full + ".").split(".")[1]) in parts: count[here, to] = count.get((here, to), 0) + 1
+    at, drawn = {p: i for i, p in enumerate(parts)}, []
+    for (a, b), n in count.items():
+        x, y = 50 + 100*at[b], 22 + 44*at[a]
+        if a != b: drawn.append(f'<circle cx="{x}" cy="{y}" r="{min(6 + n**.5, 20):.1f}" fill="#2a8f86"/><text x="{x}" y="{y + 4}" font-size="11" text-anchor="middle" fill="#fff">{n}</text>')
+    boxes = [f'<rect x="{100*i}" y="{44*i + 4}" width="98" height="36" rx="5" fill="#1c5b58"/><text x="{100*i + 49}" y="{44*i + 20}" font-size="13" text-anchor="middle" fill="#fff">{p}</text>'
+             f'<text x="{100*i + 49}" y="{44*i + 34}" font-size="10" text-anchor="middle" fill="#fff">{modules[p]} modules</text>' for p, i in at.items()]
+    words = "; ".join(f"{a} uses " + ", ".join(f"{b} {count[a, b]} times" for b in parts if b != a and (a, b) in count) for a in parts[1:])
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 266" role="img" aria-label="{words}">{"".join(boxes + drawn)}</svg>'
