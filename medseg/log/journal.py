@@ -96,7 +96,7 @@ def _link(see: str) -> str:
     if "::" in see or see.startswith("experiments/"): return f"<code>{words}</code>"
     if see.startswith("log/"): return f'<a href="log/{page_name(see)}.html">run {words.removeprefix("log/")}</a>'
     folder, name = see.split("/")
-    return f'<a href="{folder}/{re.sub(r"^[0-9]+[a-z0-9]*_", "", name)}.html">{words}</a>'
+    return f'<a href="{folder}/{re.sub(r"^[0-9]+[a-z0-9]*_", "", name)}.html">{html.escape(re.sub(r"^[0-9]+[a-z0-9]*_", "", name).replace("_", " "))}</a>'
 
 def _line(row: Row) -> str:
     state = dict(zip(STATUS, ("finished", "failed", "interrupted", "none")))[row.status]

@@ -140,7 +140,7 @@ def refresh(
         told(f"{chapter}: executed ({', '.join(todo[chapter][:3])})")
     with ThreadPoolExecutor(workers) as pool: list(pool.map(one, todo))
     kept["chapters"] = {c: r for c, r in kept["chapters"].items() if c in notebooks(root)}
-    behind = set().union(*(made_of(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), [], root, package)[1] for c in left))
+    behind = set().union(*(made_of(json.loads((root/"nbs"/c).read_text(encoding="utf-8")), [], root, package)[1] for c in left if c in kept["chapters"]))
     kept["names"] = {n: kept["names"].get(n, "") if n in behind else d for n, d in package.digests.items()}
     write_digests(root, kept)
     return failed
