@@ -64,7 +64,7 @@ SITE_CSS = """:root>*{--md-primary-fg-color:#1c5b58;--md-primary-fg-color--dark:
 .md-typeset details.source{box-shadow:none;border-color:#8884;font-size:.7rem;margin:1em 0}.md-typeset details.source > summary{background:none;padding-left:.8rem;font-weight:500}
 .md-typeset details.source > summary::before{display:none}.md-typeset details.source pre{margin:.4em 0}.md-typeset details.source pre > code{font-size:.85em}
 .md-typeset pre.output > code{background:none;border-left:.1rem solid #8886;max-height:26em;overflow:auto}
-.md-typeset .figure{margin:1em 0}.md-typeset .figure p{margin:0}.md-typeset .figure img{background:#fff;border-radius:.2rem}
+.md-typeset .figure{margin:1em 0}.md-typeset .figure p{margin:0}.md-typeset .figure .number{font-size:.75em;opacity:.7}.md-typeset svg[role=img]{max-width:36rem;width:100%;margin:1em 0}.md-typeset .no-picture{font-size:.8em;opacity:.8}.md-typeset .figure img{background:#fff;border-radius:.2rem}
 .md-typeset .right{text-align:right}.md-typeset .center{text-align:center}.md-typeset .run table{display:table;border:0;box-shadow:none}
 .md-typeset .run-headline dd{margin:0}.md-typeset .run td,.md-typeset .run th{padding:.4em 1em;border:0}.md-typeset .run h2{font-size:1.25em;margin-top:2em}
 .md-typeset .run figure{width:auto;text-align:left}.md-typeset .run figcaption{margin:.4em 0 0;max-width:none}.md-typeset .run figure img{margin:0}

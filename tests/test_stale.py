@@ -1,0 +1,91 @@
+"Chapters that cannot rot: none is stale, and a changed function makes exactly its users stale."
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+from conftest import TOP
+
+from medseg.log.stale import FILE, notebooks, read_digests, stale
+from medseg.log.uses import chapter_code, chapter_uses, read_package
+
+# Who uses three functions, found by reading: their own chapter, chapters that call them, chapters that call what calls them.
+USERS = {
+    "medseg.translate.scores.otsu_bone": ["5_translate/08_scores.ipynb", "5_translate/08a_baselines.ipynb", "5_translate/13b_surface.ipynb", "5_translate/13c_parts.ipynb"],
+    "medseg.segment.unet.split_classes": ["4_segment/02_unet.ipynb", "4_segment/05_predict.ipynb", "6_log/05_cli.ipynb"],
+    "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb"]}
+
+
+def test_no_chapter_is_stale():
+    found = stale(TOP)
+    assert not found, "run `python -m medseg.log.stale --write`:\n" + "\n".join(f"{c}: {', '.join(why[:5])}" for c, why in found.items())
+
+
+def test_every_chapter_is_written_down():
+    "No list of exceptions: what has a notebook has a record."
+    assert sorted(read_digests(TOP)["chapters"]) == notebooks(TOP)
+    for path in (TOP/"nbs/experiments").glob("*.ipynb"):
+        assert not [c for c in json.loads(path.read_text())["cells"] if c.get("outputs")], f"{path.name}: an experiment keeps its outputs in its runs"
+
+
+def change(text, function):
+    "The source with one more statement in the body of `function`."
+    new, n = re.subn(rf'(^def {function}\([^"]*?\).*?:.*?\n    "[^\n]*"\n)', r"\1    changed = 1\n", text, count=1, flags=re.M | re.S)
+    assert n == 1, function
+    return new
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    "The project with three functions changed, in the notebooks and in the package; and one commented."
+    top = tmp_path_factory.mktemp("project")
+    for name in ("nbs", "medseg"): shutil.copytree(TOP/name, top/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("log", "experiments", "settings.ini", "_quarto.yml"): (top/name).symlink_to(TOP/name)
+    for full, users in USERS.items():
+        module, _, function = full.rpartition(".")
+        path = top/(module.replace(".", "/") + ".py"); path.write_text(change(path.read_text(), function))
+        nb = json.loads((top/"nbs"/users[0]).read_text())
+        cell = next(c for c in nb["cells"] if f"def {function}(" in "".join(c["source"]))
+        cell["source"] = change("".join(cell["source"]), function)
+        (top/"nbs"/users[0]).write_text(json.dumps(nb))
+    quiet = top/"medseg/volumes/files.py"; quiet.write_text(quiet.read_text().replace('    "A short SHA-256', '    # a comment\n    "Another explanation: a short SHA-256'))
+    return top
+
+
+def test_three_functions_make_exactly_their_users_stale(changed):
+    found, named = stale(changed), defaultdict(list)
+    for chapter, why in found.items():
+        for full in USERS:
+            own = chapter == USERS[full][0] and "its own cells" in why
+            if full in why or own: named[full].append(chapter)
+    assert dict(named) == USERS
+    others = set(found) - {c for users in USERS.values() for c in users}
+    assert others <= set(stale(TOP)), "nothing else, and nothing for a comment"
+
+
+TRACE = """import sys, threading
+_called = set()
+def _note(frame, event, arg):
+    if event == "call" and "/medseg/" in (file := frame.f_code.co_filename): _called.add((file.split("/medseg/")[-1], frame.f_code.co_qualname))
+sys.setprofile(_note)"""
+
+
+@pytest.mark.parametrize("chapter", ["2_data/02_slab.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"])
+def test_no_function_is_called_that_the_digest_does_not_cover(chapter):
+    "A chapter is run under a tracer; each function of the package that it calls is on its list."
+    code = chapter_code(json.loads((TOP/"nbs"/chapter).read_text()))
+    program = f"{TRACE}\nimport matplotlib; matplotlib.use('agg')\n{code}\nsys.setprofile(None)\nimport json; print('CALLED', json.dumps(sorted(_called)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=(TOP/"nbs"/chapter).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    called = json.loads(done.stdout.split("CALLED")[1])
+    used = chapter_uses(code, read_package(TOP/"medseg"))
+    names = {f"medseg.{file.removesuffix('.py').replace('/', '.')}.{name.split('.')[0]}" for file, name in called if not name.startswith("<") and "/_" not in file}
+    assert not {n for n in names - used if n.rpartition(".")[0] != "medseg"}, "called, but a change would go unnoticed"
+
+
+def test_the_file_is_small_and_has_one_line_a_chapter():
+    text = (TOP/FILE).read_text()
+    assert len(text) < 200_000 and text.count('"cells"') == len(notebooks(TOP)) == sum('"cells"' in line for line in text.splitlines())
