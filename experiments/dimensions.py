@@ -56,7 +56,7 @@ out = ""                # folder of the run; "" makes runs/dimensions-<time>
 # %%
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -107,6 +107,7 @@ config = Config(**{f.name: globals()[f.name] for f in fields(Config)})
 given = {f.name: globals()[f.name] for f in fields(Settings) if f.name in globals() and f.name not in ("dims",)}
 asked = {(d, s): Settings(**given, dims=d, seed=s, spacing=(config.spacing_mm,)*3) for d, s in config.trainings}
 run = (resume_run if resume else start_run)("dimensions", asdict(config) | given, out)
+if resume: run.rewind(0)
 
 # %% [markdown]
 # ## Run
@@ -129,10 +130,10 @@ def trained(dims, seed):
     s, draw, path = asked[dims, seed], PatchDraw(config.size, 1, seed, flip=True, foreground=.5), kept(dims, seed)
     if not path.exists():
         seed_everything(seed, config.threads)
-        began, model = perf_counter(), CycleGAN(s)
+        began, model = process_time(), CycleGAN(s)
         for row in fit_cyclegan(model, unpaired_batches(mr, ct, draw, s.steps)): pass
         recipe = TranslateRecipe(s.generator, s.width, s.norm, s.spectral, s.up, dims, s.residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window, mirrored=True)
-        save_translator(path, model.translator(), recipe, dict(run="dimensions", seed=seed, step=model.done, settings=asdict(s), draw=asdict(draw), seconds=round(perf_counter() - began, 1)))
+        save_translator(path, model.translator(), recipe, dict(run="dimensions", seed=seed, step=model.done, settings=asdict(s), draw=asdict(draw), seconds=round(process_time() - began, 1)))
     about = load_checkpoint(path)[1]
     if differ := [k for k, v in plain(asdict(s)).items() if about["settings"][k] != v] + [k for k, v in plain(asdict(draw)).items() if about["draw"][k] != v]: raise InputError("models_differ", path, differ[0], "another value", "the settings of this run", "name an empty folder")
     return about["seconds"]
@@ -142,7 +143,7 @@ seconds = {}
 for dims_, seed_ in config.trainings:
     seconds[dims_, seed_] = trained(dims_, seed_)
     run.row("training", dict(dims=dims_, seed=seed_, steps=steps, seconds=seconds[dims_, seed_]))
-    print(f"{dims_:g} dimensions, seed {seed_}: {steps} updates in {seconds[dims_, seed_]} s")
+    print(f"{dims_:g} dimensions, seed {seed_}: {steps} updates in {seconds[dims_, seed_]} s of one core")
 
 # %% [markdown]
 # Test: people that were not in training. HU where the patient is, bone by Otsu against the true bone, and what changes from slice to slice beyond what the measured CT does.
@@ -202,7 +203,7 @@ found = {f"{kind} {k}": round(float(np.nanmean([r[k] for r in doubts if r["votes
 headline = {f"{k} {d:g}-D": round(band[k][d][1], 4) for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm") for d in kinds} | {k: says[k] for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm")}
 sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[0]:.3g} to {b[2]:.3g}" for d, b in band[k].items()) + f". {says[k]}." for k, label in (scores | dict(bend_agreement="agreement of bends")).items()]
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + sentences + ["Doubt of the bone mask, means over dimensions and people: " + ", ".join(f"{k} {v:g}" for k, v in found.items()) + "; chance is 0.5 for found and 0 for gain."]
-result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), wall_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=digest(*[item.image for item in train + test]), notes=notes + [config.note]*bool(config.note))
+result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), training_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=digest(*[item.image for item in train + test]), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

@@ -106,7 +106,7 @@ def told(ct_kind, k, translator, mask, like, kind=None):
     "A row for each part, with the sentence of the report."
     report = part_report(mask, cts[k].labels, None, cts[k].facts["levels"], like)
     for part, r in report["parts"].items():
-        shown = seen(kind, k, part) if kind and r["state"] != "found" else None
+        shown = seen(kind, k, part) if kind and part == "lamina" and r["state"] != "found" else None
         yield dict(bone_of=ct_kind, subject=k, translator=translator, part=part, recall=r["recall"], best=r["best"], state=r["state"], seen=shown, false_share=report["false_share"], says=sentence(part, r["state"], r["recall"], shown))
 
 

@@ -1,4 +1,8 @@
 "Jitter between slices grows with what is wrong and with nothing else; doubt is worth what it finds."
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -85,3 +89,36 @@ def test_the_doubt_of_thresholds_finds_errors_on_phantoms():
         near = RNG.permutation(doubt_of(share.voxels).ravel()); wrong = ((share.voxels > .5) != true).ravel()
         assert abs(error_found(near, wrong) - .5) < .05
         assert judge_doubt(Volume(bone_mask(scan.image)[0].voxels.astype(float), share.affine), true)["found"] == .5, "one vote doubts nothing"
+
+
+def medseg(*words, cwd):
+    return subprocess.run([sys.executable, "-m", "medseg.cli", "run", *map(str, words), "--json"], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_experiment_on_dimensions_trains_none_twice(tmp_path):
+    done = medseg("dimensions", "-p", "dims", "2,3", "--out", "a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told, models = json.loads(done.stdout), sorted((tmp_path/"a"/"models").iterdir())
+    assert told["state"] == "finished" and [m.name for m in models] == [f"dims_{d}_seed_{s}.safetensors" for d in (2, 3) for s in (0, 1, 2)]
+    assert {(r["dims"], r["seed"]) for r in told["table"]} == {(d, s) for d in (2., 3.) for s in (0, 1, 2)} and all(r["jitter_hu"] >= 0 and r["mae_hu"] > 0 for r in told["table"])
+    assert sum("resolves nothing" in n or "lies below" in n for n in told["notes"]) >= 7, "each score says what it resolves"
+    made = {m: m.stat().st_mtime_ns for m in models}
+    models[-1].unlink(); (tmp_path/"a"/"result.json").unlink()
+    again = medseg("dimensions", "-p", "dims", "2,3", "-p", "resume", "true", "--out", "a", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert all(m.stat().st_mtime_ns == t for m, t in made.items() if m != models[-1]) and models[-1].exists()
+    assert json.dumps(json.loads(again.stdout)["table"]) == json.dumps(told["table"]), "a training done again is the same training"
+
+
+def test_two_seeds_are_refused(tmp_path):
+    done = medseg("dimensions", "-p", "seeds", "0,1", "--out", "a", cwd=tmp_path)
+    assert done.returncode == 1 and "three or more" in done.stderr
+
+
+def test_the_experiment_on_laminae_says_who_is_to_blame(tmp_path):
+    done = medseg("laminae", "--out", "a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {r["bone_of"] for r in told["table"]} == {"measured CT", "measured CT, 6 mm", "CT made of MR with laminae", "CT made of MR without"}
+    best = [r["recall"] for r in told["table"] if r["bone_of"] == "measured CT" and r["part"] == "lamina"]
+    assert best and min(best) > .8 and any(n.startswith("laminae missing from") for n in told["notes"])
