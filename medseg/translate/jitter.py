@@ -9,7 +9,7 @@ __all__ = ['off_neighbours', 'roughness', 'slice_roughness', 'slice_jitter', 'fl
 import numpy as np
 from scipy.ndimage import binary_erosion
 
-from .bone import bone_mask, patient_mask
+from .bone import patient_mask
 from ..volumes.volume import Volume
 
 # %% ../../nbs/5_translate/13d_jitter.ipynb #770948ee
