@@ -145,7 +145,8 @@ counts = {w: f"{sum(r['bone_of'] == w for r in lost)} of {sum(r['bone_of'] == w 
 blame = f"laminae missing from {len(lost)} of {len(lamina)} made CTs: {sum(bool(r['seen']) for r in lost)} although the MR shows them, {sum(r['seen'] is False for r in lost)} because it does not"
 pairs = [(a["recall"], b["recall"]) for a in lamina for b in lamina if a["bone_of"] == "CT made of MR with laminae" and b["bone_of"] == "CT made of MR without" and (a["subject"], a["translator"]) == (b["subject"], b["translator"])]
 effect = f"taking the laminae out of the MR changes their recall by {np.mean([b - a for a, b in pairs]):+.2f} on average, {min(b - a for a, b in pairs):+.2f} to {max(b - a for a, b in pairs):+.2f} over {len(pairs)} pairs"
-notes = ["All scans are phantoms: nothing here is a claim about patients."] + [f"{w}: " + ", ".join(f"{p} {v:.2f}" for p, v in m.items()) for w, m in mean.items()] + [blame, effect]
+false = {w: float(np.mean([r["false_share"] for r in table if r["bone_of"] == w])) for w in ways}
+notes = ["All scans are phantoms: nothing here is a claim about patients."] + [f"{w}: " + ", ".join(f"{p} {v:.2f}" for p, v in m.items()) + f"; {false[w]:.0%} of the mask is no bone" for w, m in mean.items()] + [blame, effect]
 headline = {f"lamina recall, {w}": round(m["lamina"], 3) for w, m in mean.items()} | {f"laminae missing, {w}": c for w, c in counts.items()}
 result = finish_run(run, headline=headline, table=table, cost=dict(updates=0 if config.models else config.steps), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 
