@@ -1,8 +1,11 @@
 "Where things are, for the tests that span chapters."
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from hostile import HOSTILE, hostile_run
 
 TOP = Path(__file__).parents[1]
 
@@ -28,3 +31,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def once(tmp_path_factory, name, make):
+    "`make(folder)` once for all workers of a test run; the others wait. A folder and the seconds that it took."
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if os.environ.get("PYTEST_XDIST_WORKER") else top)/name
+    try: folder.mkdir()
+    except FileExistsError:
+        while not (folder/"done").exists(): time.sleep(.5)
+    else:
+        began = time.perf_counter()
+        try: make(folder)
+        finally: (folder/"done").write_text(str(time.perf_counter() - began))
+    return folder, float((folder/"done").read_text())
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The whole book with twenty hostile runs and a plain one, and the seconds that it took; built once for all workers."
+    from medseg.log.site import make_site
+    def make(folder):
+        for i, bad in enumerate(HOSTILE): hostile_run(folder/"runs"/f"run {i}", bad)
+        hostile_run(folder/"runs"/"plain", "a plain word")
+        make_site(folder/"_docs", TOP, runs=(folder/"runs",))
+    folder, seconds = once(tmp_path_factory, "book", make)
+    return dict(top=folder/"_docs", runs={bad: folder/"runs"/f"run {i}" for i, bad in enumerate(HOSTILE)}, plain=folder/"runs"/"plain", seconds=seconds)

@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 from conftest import TOP
-from test_site import HOSTILE, Look, hostile_run
+from hostile import HOSTILE, hostile_run
+from test_site import Look
 
 from medseg.log.budget import measured
 from medseg.log.compare import compare, factors, trainings

@@ -1,34 +1,16 @@
 "The site: one source for its contents, every link leads somewhere, nothing from another host, no text becomes markup."
 import json
 import re
-import time
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import TOP
+from hostile import HOSTILE
 
 from medseg.log.page import write_page
 from medseg.log.record import page_name, show
-from medseg.log.site import chapters, make_site, quarto_for_nbs, read_sidebar
-
-HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "[click](javascript:alert(1))",
-           '" onmouseover="alert(1)', "{{7*7}}", "${7*7}", "```\n<script>alert(1)</script>\n```", r"$$\href{javascript:alert(1)}{x}$$",
-           "../../x", "/etc/passwd", "a\0b", "a\u202eb", "x"*10_000, "=cmd|' /C calc'!A0", "-rf", "a\nb\r\nc", "a\ud800b", "NaN", "CON"]
-
-
-def hostile_run(folder, bad):
-    "A run folder with `bad` wherever text can stand."
-    (folder/"figures").mkdir(parents=True)
-    (folder/"figures/a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    result = dict(experiment=bad, name=bad, state=bad, data="phantom", started=bad, finished=bad, notes=[bad, {bad: [bad]}], headline={bad: bad, "n": bad},
-                  table=[{"subject": bad, "class": bad, "dice": bad, bad: bad}, {"dice": float("nan"), "subject": .5, "reasons": [bad]}], cost={"updates": bad, bad: bad},
-                  environment={bad: bad}, digests={"code": bad})
-    for name, value in {"config": {"name": bad, bad: bad, "list": [bad]}, "result": result, "figures/captions": {"a.png": bad}}.items():
-        (folder/f"{name}.json").write_text(json.dumps(value))
-    rows = [dict(kind="train", step=s, loss=1/(s + 1), note=bad, training=bad, **{bad: s}) for s in range(9)] + [dict(kind="panel", step=s, pairing=s, **{bad: -s}) for s in (0, 8)]
-    (folder/"rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return folder
+from medseg.log.site import chapters, quarto_for_nbs, read_sidebar
 
 
 class Look(HTMLParser):
@@ -39,17 +21,6 @@ class Look(HTMLParser):
     def handle_starttag(self, tag, attrs): self.found.append((tag, dict(attrs)))
     def handle_data(self, data): self.text.append(data)
     def shape(self): return {(tag, name) for tag, attrs in self.found for name in [*attrs, ""]}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    "The whole book with twenty hostile runs and a plain one, and the seconds that it took."
-    runs = tmp_path_factory.mktemp("runs")
-    folders = {bad: hostile_run(runs/f"run {i}", bad) for i, bad in enumerate(HOSTILE)}
-    plain = hostile_run(runs/"plain", "a plain word")
-    began = time.perf_counter()
-    index = make_site(tmp_path_factory.mktemp("site")/"_docs", TOP, runs=(runs,))
-    return dict(top=index.parent, runs=folders, plain=plain, seconds=time.perf_counter() - began)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +40,6 @@ def test_every_chapter_is_in_the_sidebar():
     listed = set(chapters(read_sidebar(TOP)[1]))
     there = {p.relative_to(TOP/"nbs").as_posix() for p in (TOP/"nbs").rglob("*.ipynb") if not re.search(r"/[._]", p.relative_to(TOP).as_posix())}
     assert listed == there, f"add to _quarto.yml: {sorted(there - listed)}"
-
-
-def test_built_in_two_minutes(site): assert site["seconds"] < 120
 
 
 def test_every_link_leads_somewhere(pages, site):

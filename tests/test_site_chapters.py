@@ -1,36 +1,14 @@
 "The chapters on the site: a picture or a reason on every page, numbered figures, folded code, a journal that links, and no sideways scrolling."
-import os
 import re
-import time
 
 import pytest
 from conftest import TOP
 
 from medseg.log.convert import page_path
 from medseg.log.journal import IDS
-from medseg.log.site import chapters, make_site, read_sidebar
+from medseg.log.site import chapters, read_sidebar
 
 CHAPTERS = [c for c in chapters(read_sidebar(TOP)[1]) if not c.startswith("experiments/")]
-
-
-def once(tmp_path_factory, name, make):
-    "`make(folder)` once for all workers of a test run; the others wait. A folder and the seconds that it took."
-    top = tmp_path_factory.getbasetemp()
-    folder = (top.parent if os.environ.get("PYTEST_XDIST_WORKER") else top)/name
-    try: folder.mkdir()
-    except FileExistsError:
-        while not (folder/"done").exists(): time.sleep(.5)
-    else:
-        began = time.perf_counter()
-        try: make(folder)
-        finally: (folder/"done").write_text(str(time.perf_counter() - began))
-    return folder, float((folder/"done").read_text())
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder, seconds = once(tmp_path_factory, "book", lambda f: make_site(f/"_docs", TOP))
-    return dict(top=folder/"_docs", seconds=seconds)
 
 
 @pytest.fixture(scope="module")
