@@ -9,8 +9,6 @@ __all__ = ['BACKENDS', 'live', 'choose', 'Browser']
 import importlib.util
 import os
 
-import numpy as np
-
 from .intensity import WINDOWS
 from .show import jpeg
 from .side import Panel, row, written
