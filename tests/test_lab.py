@@ -1,15 +1,11 @@
 "A real JupyterLab in a real browser: scans are drawn, sliders move them, labels lie on their organs, and nothing leaves this machine."
-import base64
 import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +16,10 @@ from PIL import Image
 
 from medseg.log.assets import assets_state
 from medseg.log.lab import explore_notebook, lab_command
-from medseg.volumes.draw import color_of
 from medseg.volumes.phantom import ABDOMEN, abdomen
 from medseg.volumes.resample import resample
 from medseg.volumes.read import read_volume
-from medseg.volumes.volume import Volume, reorient
+from medseg.volumes.volume import Volume
 from medseg.volumes.write import write_labels, write_volume
 
 pytestmark = pytest.mark.browser
@@ -138,3 +133,57 @@ def test_explore(page, server, room):
     assert before.shape == after.shape and (np.abs(before - after).max(-1) > 20).mean() > .02
     x, y, much = middle_of_green(before)
     assert much > .01 and x < .5, (x, y, much)
+
+
+def test_niivue(page, server, room):
+    "niivue draws one axial view with the labels on the right side, and a turn of the wheel changes it; `view` chooses it by itself."
+    pytest.importorskip("ipyniivue", reason="not run: ipyniivue is not installed")
+    run_all(page, server, "niivue.ipynb")
+    canvas = page.locator(".jp-OutputArea canvas").first
+    canvas.wait_for(timeout=60_000); canvas.scroll_into_view_if_needed()
+    for _ in range(40):
+        before = pixels(canvas)
+        if middle_of_green(before)[2] > .002: break
+        page.wait_for_timeout(500)
+    x, y, much = middle_of_green(before)
+    assert much > .002 and x < .5, ("the liver is on the left of the picture", x, y, much)
+    box = canvas.bounding_box(); page.mouse.move(box["x"] + box["width"]/2, box["y"] + box["height"]/2)
+    for _ in range(4): page.mouse.wheel(0, 120)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=room/"niivue.png")
+    assert (np.abs(pixels(canvas) - before).max(-1) > 20).mean() > .01
+    assert "backend niivue" in page.locator(".jp-OutputArea").all_inner_texts()[-1] or "backend niivue" in " ".join(page.locator(".jp-OutputArea").all_inner_texts())
+
+
+def test_itkwidgets(page, server, room):
+    "itkwidgets draws a slice with its label from local assets, and the notebook goes on after it."
+    if not assets_state()["ready"]: pytest.skip("not run: itkwidgets needs `medseg viewer-assets`")
+    run_all(page, server, "itk.ipynb")
+    frame = page.frame_locator("iframe[src*='itk-vtk-viewer']").first
+    canvas = frame.locator("canvas").first
+    canvas.wait_for(timeout=90_000)
+    window = page.locator("iframe[src*='itk-vtk-viewer']").first; window.scroll_into_view_if_needed()
+    for _ in range(60):
+        picture = pixels(window)
+        if picture.std() > 15: break
+        page.wait_for_timeout(500)
+    page.screenshot(path=room/"itk.png")
+    assert picture.std() > 15, "a slice is drawn"
+    said = " ".join(page.locator(".jp-OutputArea").all_inner_texts())
+    assert "backend itkwidgets" in said and "the cell after 42" in said
+
+
+def test_no_request_leaves_this_machine(page):
+    "Of all that the tests above asked for."
+    assert len(page.asked) > 50
+    assert not [u for u in page.asked if urlsplit(u).scheme not in ("data", "blob", "about") and urlsplit(u).hostname != "127.0.0.1"]
+
+
+@pytest.mark.parametrize("name", ["explore_scans", "niivue"])
+def test_nobody_looking(name, room, tmp_path):
+    "The same notebooks end by themselves under papermill, with a still and no widget. The one that calls itkwidgets by name is for a browser only."
+    import papermill
+    from medseg.log.execute import LocalKernel
+    papermill.execute_notebook(str(room/f"{name}.ipynb"), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=120, start_timeout=600, kernel_manager_class=LocalKernel, cwd=str(room))
+    data = [o["data"] for c in json.loads((tmp_path/"done.ipynb").read_text())["cells"] for o in c["outputs"] if "data" in o]
+    assert any("figure" in "".join(d.get("text/html", "")) for d in data) or "backend static" in (tmp_path/"done.ipynb").read_text()

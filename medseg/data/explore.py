@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Found', 'find_scans', 'open_scan', 'body', 'within', 'plot_choice', 'Explorer', 'explore']
 
-# %% ../../nbs/2_data/05a_explore.ipynb #ce4dc583
+# %% ../../nbs/2_data/05a_explore.ipynb #07f237a1
 import io
 import os
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from ..volumes.browse import Browser, choose
 from ..volumes.files import InputError
 from ..volumes.read import read_volume
 from ..volumes.side import Panel, panels, scroll
-from ..volumes.survey import plot_survey, survey
+from ..volumes.survey import survey
 
 # %% ../../nbs/2_data/05a_explore.ipynb #adac8e7d
 @dataclass(frozen=True)
