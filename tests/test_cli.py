@@ -43,7 +43,7 @@ def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model")/"model.safetensors", recipe.net().eval(), recipe, {})
 
 
-COMMANDS = ("check", "survey", "related", "fetch", "run", "predict", "evaluate", "log", "demo", "lab", "bone", "collapse")
+COMMANDS = ("check", "survey", "related", "fetch", "run", "predict", "evaluate", "log", "demo", "lab", "viewer-assets", "bone", "collapse", "compare")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

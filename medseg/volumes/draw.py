@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'grey_level', 'color_of', 'label_colors', 'ready', 'check_axis', 'slice_picture', 'letter', 'legend_below',
-           'legend_of', 'spread', 'place_of']
+           'legend_of', 'values_in', 'spread', 'place_of']
 
 # %% ../../nbs/1_volumes/09_draw.ipynb #13402374
 import colorsys
@@ -84,7 +84,7 @@ def slice_picture(
     a, b = [n for n in range(3) if n != axis]
     mm = np.array((v.extent_mm[a], v.extent_mm[b]))
     size = tuple(int(n) for n in np.maximum(np.rint(mm*pixels/mm.max()), 1))
-    def turned(x): return np.ascontiguousarray(x.take(k, axis)[::-1, ::-1].T)
+    def turned(x): return np.ascontiguousarray(x[(slice(None),)*axis + (k,)][::-1, ::-1].T)   # `take` would copy a whole scan that lies z-first
     grey = to_window(np.nan_to_num(turned(v.voxels).astype(np.float32)), *level)
     rgb = np.asarray(Image.fromarray((grey*255).astype(np.uint8)).resize(size, Image.BILINEAR))[..., None].repeat(3, 2)
     if labels is None: return rgb
@@ -103,9 +103,11 @@ def _glass(
         ends[there] |= lab[here] != lab[there]
     cover[lab > 0] = alpha
     cover[ends & (lab > 0)] = 1
-    values, which = np.unique(np.maximum(lab, 0), return_inverse=True)
-    colours = np.array([color_of(int(x)) if x else (0, 0, 0) for x in values])[which.reshape(lab.shape)]
-    return np.rint(rgb*(1 - cover[..., None]) + 255*colours*cover[..., None]).astype(np.uint8)
+    out, inside = rgb.copy(), lab > 0
+    values, which = np.unique(lab[inside], return_inverse=True)
+    colours, cover = 255*np.array([color_of(int(x)) for x in values]).reshape(-1, 3)[which], cover[inside][:, None]
+    out[inside] = np.rint(rgb[inside]*(1 - cover) + colours*cover)
+    return out
 
 # %% ../../nbs/1_volumes/09_draw.ipynb #ecca14de
 def letter(ax, letters: str):
@@ -125,9 +127,22 @@ def legend_of(
     names: dict | None,     # name -> label, such as `ABDOMEN`; None: the numbers
 ) -> dict:  # name -> label, only of labels that are there
     "The legend of `labels`."
-    there = [] if labels is None else [int(x) for x in np.unique(labels.voxels) if x > 0]
+    there = [] if labels is None else sorted(x for x in values_in(labels.voxels) if x > 0)
     known = {value: name for name, value in (names or {}).items()}
     return {known.get(value, f"label {value}"): value for value in there}
+
+def values_in(
+    voxels: np.ndarray,  # whole numbers, (x, y, z)
+) -> set[int]:
+    "The different values of an array, looked at slice by slice as it lies in memory: a large scan takes a second, not half a minute."
+    slices = np.moveaxis(voxels, int(np.argmax(np.abs(voxels.strides))), 0)
+    return {x for part in slices for x in _few(part.ravel(order="K"))}
+
+def _few(values: np.ndarray) -> list[int]:
+    "The different values of one slice; counting is faster than sorting where they lie close together."
+    low = int(values.min())
+    if int(values.max()) - low > 1 << 20: return np.unique(values).tolist()
+    return (np.flatnonzero(np.bincount(values.astype(np.intp) - low)) + low).tolist()
 
 # %% ../../nbs/1_volumes/09_draw.ipynb #cfa75fab
 def spread(first: int, last: int, n: int) -> list[int]:
