@@ -8,7 +8,7 @@
 # gives one volume. The stored form of gradient consistency changes nothing at all, since no gradient leads from it.
 #
 # The four runs in small: whole volumes, the note's networks, batches and weights, three people with a CT, turns and noise as augmentation; and updates as the note's runs had them, 4 : 1 : 2 : 8. Then the same first
-# run with one thing broken at a time, and two translators that are no network. Each translates six people, 15 noisy varieties of one of them, and 15 turned ones.
+# run with one thing broken at a time, networks before their first update, and two translators that are no network. Each translates six people, 15 noisy varieties of one of them, and 15 turned ones.
 #
 # The default is a smoke run of seconds, which proves that the path is whole and nothing else.
 
@@ -17,8 +17,8 @@ name = "smoke"           # of the run, free text
 seeds = "0"
 people_mr = 2            # phantoms to train on
 people_ct = 2            # the note had three
-testers = 3              # phantoms to test on; their CT is hidden from training
-varieties = 3            # of one person, in each of two folders
+testers = 4              # phantoms to test on; their CT is hidden from training
+varieties = 4            # of one person, in each of two folders
 anatomy = 0              # seed of the phantoms: another one makes other people
 extent_mm = "60,60,60"   # of the phantoms, along x, y, z
 spacing_mm = 6.0         # voxel size
@@ -69,7 +69,7 @@ class Config:
     full_batches: bool; width: int; disc_width: int; disc_layers: int; lr: float; lr_disc: float; threads: int; note: str
 
     def __post_init__(self):
-        if min(self.testers, self.varieties) < 2 or self.updates < 1 or len(set(self.every_seed)) < len(self.every_seed): raise ValueError(f"testers and varieties must be 2 or more, updates 1 or more, and seeds must differ, got {self.testers}, {self.varieties}, {self.updates} and {self.seeds!r}")
+        if min(self.testers, self.varieties) < 4 or self.updates < 1 or len(set(self.every_seed)) < len(self.every_seed): raise ValueError(f"testers and varieties must be 4 or more, since no fewer can be paired beyond chance, updates 1 or more, and seeds must differ, got {self.testers}, {self.varieties}, {self.updates} and {self.seeds!r}")
 
     @property
     def every_seed(self): return [int(s) for s in self.seeds.split(",")]
@@ -93,7 +93,7 @@ plans = {
     "no cycle, no identity": base.but(cycle=0., identity=0.),
     "strong discriminator": base.but(lr_disc=10*lr_disc, adversarial=10.),
     "both": base.but(cycle=0., identity=0., lr_disc=10*lr_disc, adversarial=10.)}
-NOTE, BROKEN = [n for n in plans if n.startswith("B")], [n for n in plans if not n.startswith("B")]
+NOTE, BROKEN, UNTRAINED = ("B33", "B35", "B39 stored", "B42"), [n for n in plans if not n.startswith("B")], ("B33", "B35", "B42")
 run = (resume_run if resume else start_run)("symptoms", asdict(config), out)
 
 # %% [markdown]
@@ -159,7 +159,8 @@ print("the audit says:", said)
 for label, seed in jobs:
     p, stored = plans[label].but(seed=seed), label == "B39 stored"
     if not kept(label, seed).exists():
-        model, found = (as_stored if stored else lambda m: m)(CycleGAN(p.settings)), []
+        model = (as_stored if stored else lambda m: m)(CycleGAN(p.settings))
+        found = marks_of(label, dict(seed=seed, step=0), model.translator(), p) if label in UNTRAINED else []
         for row in fit_cyclegan(model, unpaired_batches(mr, ct, p.draw, p.settings.steps), check=not stored):
             run.row("train", dict(label=label, seed=seed, step=before + row["step"], steps=total, loss=sum(v for k, v in row.items() if k.startswith("cycle")) or row["adversarial_ct"]))
             if model.done in (updates, 4*updates, p.settings.steps): found += marks_of(label, dict(seed=seed, step=model.done), model.translator(), p)
@@ -197,17 +198,22 @@ for label in [*plans, *controls]: print(f"{label:24}", "; ".join(f"{f}: {span(at
 # %% [markdown]
 # ## What became of the note's observations
 #
-# The symptom is there if the made CTs are fewer than two effective volumes, or cannot be paired with their MR better than by chance (p of 0.05), from every seed. An observation is *confirmed* if its symptom comes out of every seed, *refuted* if
+# The made CTs are alike if they are fewer than two effective volumes, and they can be paired with their MR if that goes better than by chance (p below 0.05); from every seed. An observation is *confirmed* if its symptom comes out of every seed, *refuted* if
 # the opposite is proven, and *unresolved* if the small form does not show it or the bands meet: a short training on phantoms cannot take back what was seen.
 
 # %%
-def alike(rows): return all(r["effective"] < 2 or not r["p"] < .05 for r in rows)
+def alike(rows): return all(r["effective"] < 2 for r in rows)
+
+
+def paired(rows): return all(r["p"] < .05 for r in rows)
 
 
 def same_weights(a, b, seed): return all(torch.equal(x, y) for x, y in zip(*(load_translator(kept(n, seed, "safetensors"))[0].parameters() for n in (a, b))))
 
 
-def look(label): return f"{span(at(label, 'people'), 'effective')} volumes of {testers} people, pairing {span(at(label, 'people'), 'pairing', 2)} (chance {1/testers:.2f}); {span(at(label, 'noisy'), 'effective')} of {varieties} noisy files of one person, {span(at(label, 'turned'), 'effective')} of {varieties} turned ones"
+def look(label, step=None):
+    rows = {f: at(label, f, step) for f in folders}
+    return f"{span(rows['people'], 'effective')} volumes of {testers} people, pairing {span(rows['people'], 'pairing', 2)} (chance {1/testers:.2f}); {span(rows['noisy'], 'effective')} of {varieties} noisy files of one person, {span(rows['turned'], 'effective')} of {varieties} turned ones"
 
 
 def observed(row, claim, label): # whether all outputs are alike
@@ -229,16 +235,22 @@ b36["status"] = "confirmed" if b36["on_people"] else "unresolved"
 b40 = observed("B40", "gradient consistency, cycle 3, batch 8: no diversity", "B39 stored")
 b40["status"] = "confirmed" if b40["on_people"] else "unresolved"
 equal = [same_weights("B39 stored", "B39 without the loss", s) for s in config.every_seed]
-says, number = banded("mae_hu", "B39 without the loss", "B39 working, signed", 2*updates)
-worse = dict(row="B40", claim="worse than batch 16 because of gradient consistency", symptom="no" if all(equal) else "yes", number=f"{sum(equal)} of {len(equal)} seeds: weights with the stored loss equal those without it, bit for bit; a working one: {number} HU, {says}",
+told = [banded("mae_hu", "B39 without the loss", f"B39 working, {kind}", 2*updates) for kind in ("signed", "unsigned")]
+worse = dict(row="B40", claim="worse than batch 16 because of gradient consistency", symptom="no" if all(equal) else "yes", number=f"{sum(equal)} of {len(equal)} seeds: weights with the stored loss equal those without it, bit for bit; a working one, HU: " + ". ".join(f"{number}; {says}" for says, number in told),
              status="refuted" if all(equal) else "unresolved", why="The stored form trains nothing, so it cannot have made anything worse; batch, updates and cycle weight differed as well." if all(equal) else "The stored form changed the weights.")
-paired = all(r["p"] < .05 for r in at("B42", "people"))
-b43 = dict(row="B43", claim="spectral norm, batch 2: outputs can be paired with their MR", symptom="yes" if paired else "no", number=look("B42"), status="confirmed" if paired else "unresolved",
-           why="From every seed the outputs are paired with their MR better than by chance." if paired else "Not from every seed.")
+fine = paired(at("B42", "people"))
+b43 = dict(row="B43", claim="spectral norm, batch 2: outputs can be paired with their MR", symptom="yes" if fine else "no", number=look("B42"), status="confirmed" if fine else "unresolved",
+           why="From every seed the outputs are paired with their MR better than by chance" + (", and so they are without spectral norm (B33)." if paired(at("B33", "people")) else ".") if fine else "Not from every seed.")
 says, number = banded("mae_hu", "B33", "B42", 4*updates)
-best = dict(row="B43", claim="spectral norm gave the best results", symptom="no" if "resolves nothing" in says or "B33 lies below" in says else "yes", number=f"after as many updates: {number} HU; {says}", status="unresolved" if few or "resolves nothing" in says else "confirmed" if "B42 lies below" in says else "refuted",
-            why="At equal updates and batch " + ("the bands of the error meet." if "resolves nothing" in says else f"{says}.") + " Without the network alike, B43 is B33 with twice the updates, too.")
-causes = [dict(row="cause", claim=label, symptom="yes" if alike(at(label, "people")) else "no", number=look(label), status="confirmed" if alike(at(label, "people")) else "refuted", why="The symptom comes from it." if alike(at(label, "people")) else "The symptom does not come from it here, from every seed.") for label in [*BROKEN, *controls]]
+best = dict(row="B43", claim="spectral norm gave the best results", symptom="yes" if "B42 lies below" in says else "no", number=f"after {4*updates} updates each, HU: {number}; {says}", status="unresolved" if few or "resolves nothing" in says else "confirmed" if "B42 lies below" in says else "refuted",
+            why="At as many updates and the same batch " + ("the bands of the error meet" if "resolves nothing" in says else f"in error {says}") + "; the note's B42 had twice the updates of its B33.")
+def cause(claim, label, step=None):
+    rows = at(label, "people", step)
+    return dict(row="cause", claim=claim, symptom="yes" if alike(rows) else "no", number=look(label, step), status="confirmed" if alike(rows) else "refuted",
+                why=("Different people come out as one volume, from every seed." if alike(rows) else "Different people come out as different volumes here") + ("" if alike(rows) else "." if paired(rows) else ", but they cannot be paired with their MR from every seed."))
+
+
+causes = [cause(n, n) for n in [*BROKEN, *controls]] + [cause(f"{n} before its first update", n, 0) for n in UNTRAINED]
 verdicts = [b34, b36, b40, worse, b43, best] + causes
 for v in verdicts:
     for key in ("on_people", "on_one"): v.pop(key, None)
@@ -255,9 +267,9 @@ fig, axs = plt.subplots(5, 2*few_shown, figsize=(1.25*2*few_shown, 7.2), layout=
 for i, (where, part) in enumerate((w, folders[w]) for w in ("people", "noisy")):
     for k, t in enumerate(part[:few_shown]):
         axs[0, i*few_shown + k].imshow(t.mr.voxels[middle].T, cmap="gray", origin="lower"); axs[0, i*few_shown + k].set_title(f"{'person' if i == 0 else 'noise'} {k + 1}", fontsize=8)
-    for n, label in enumerate(("B33", "B35", "B39 stored", "B42"), 1):
+    for n, label in enumerate(NOTE, 1):
         for k, v in enumerate(examine(*load_translator(kept(label, seed, "safetensors")), part[:few_shown])[1]): axs[n, i*few_shown + k].imshow(v.voxels[middle].T, cmap="gray", origin="lower", vmin=config.window[0], vmax=config.window[1])
-for n, label in enumerate(("MR", "B33", "B35", "B39 stored", "B42")): axs[n, 0].set_ylabel(label, fontsize=8)
+for n, label in enumerate(("MR", *NOTE)): axs[n, 0].set_ylabel(label, fontsize=8)
 for ax in axs.flat: ax.set_xticks([]); ax.set_yticks([])
 run.figure(fig, f"folders_seed_{seed}", f"Left different people, right noisy varieties of one of them; below each MR what the four trainings make of it, seed {seed}. One folder looks collapsed from any translator. Phantoms.")
 
@@ -265,9 +277,9 @@ run.figure(fig, f"folders_seed_{seed}", f"Left different people, right noisy var
 shown = [*plans, *controls]
 fig, axs = plt.subplots(1, 3, figsize=(10, .7 + .3*len(shown)), layout="constrained", sharey=True)
 for ax, (where, part) in zip(axs, folders.items()):
-    for y, label in enumerate(shown[::-1]): ax.plot([r["effective"] for r in at(label, where)], [y]*len(at(label, where)), "o", alpha=.6, color="tab:red" if alike(at(label, where)) else "tab:green")
+    for y, label in enumerate(shown[::-1]): ax.plot([r["effective"] for r in at(label, where)], [y]*len(at(label, where)), "o", alpha=.6, color="tab:red" if alike(at(label, where)) else "tab:green" if paired(at(label, where)) else "tab:orange")
     ax.axvline(1, color="k", lw=.6); ax.set_xlim(.5, len(part) + .5); ax.set_yticks(range(len(shown)), shown[::-1], fontsize=8); ax.set_title({"people": f"{testers} people", "noisy": f"{varieties} noisy files of one", "turned": f"{varieties} turned files of one"}[where], fontsize=9); ax.set_xlabel("effective volumes among the made CTs", fontsize=8)
-run.figure(fig, "effective", "How many volumes the made CTs are, a dot for each seed. Red: all alike, or not to be paired with their MR. Phantoms.")
+run.figure(fig, "effective", "How many volumes the made CTs are, a dot for each seed. Red: all alike. Orange: not alike, but not to be paired with their MR. Green: paired. Phantoms.")
 
 # %%
 headline = {f"{v['row']}: {v['claim']}": v["status"] for v in verdicts if v["row"] != "cause"}
