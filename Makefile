@@ -28,6 +28,7 @@ prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make t
 	jupytext --sync experiments/*.py
 	nbdev_export
 	nbdev_clean
+	python -m medseg.log.stale --write --workers 2
 	$(MAKE) test
 
 lab: $(VENV)/.ready  ## JupyterLab on the book
