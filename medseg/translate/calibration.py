@@ -6,12 +6,12 @@
 __all__ = ['PERSONAL', 'TWINS', 'BEYOND', 'personal', 'twins', 'beyond_grey', 'judged_by_answers', 'collapsed', 'trainings',
            'furthest', 'limit', 'calibrate', 'alarm_step', 'verdict']
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #a9925e9e
+# %% ../../nbs/5_translate/12d_calibration.ipynb #a95fdbe5
 import numpy as np
 
 from .alarm import IN_A_ROW, LIMITS, WORDS, lasting, reasons
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #036482ab
+# %% ../../nbs/5_translate/12d_calibration.ipynb #dd914c71
 def personal(
     outputs: np.ndarray, answers: np.ndarray,  # (n, x, y, z) made and measured CT of the same people
 ) -> float:  # 0 if the made CT do not say whose they are, 1 if they differ as the measured do
@@ -19,7 +19,7 @@ def personal(
     a, b = (np.asarray(v, float) - np.mean(v, 0, dtype=float) for v in (outputs, answers))
     return float((a*b).sum()/(b*b).sum())
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #71ab3dd4
+# %% ../../nbs/5_translate/12d_calibration.ipynb #9d0ae03b
 def twins(
     outputs: np.ndarray, answers: np.ndarray,  # (n, x, y, z) made and measured CT of the same people
     same: float = .1,                          # share of the true difference below which two made CT are one picture
@@ -29,7 +29,7 @@ def twins(
     alike = np.linalg.norm(a[:, None] - a, axis=2) < same*np.linalg.norm(b[:, None] - b, axis=2)
     return float(alike.any(1).mean())
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #cd325ec9
+# %% ../../nbs/5_translate/12d_calibration.ipynb #1e062e08
 def beyond_grey(
     fake: np.ndarray, mr: np.ndarray, real: np.ndarray,  # (x, y, z) in [-1, 1]
     mask: np.ndarray,                                    # bool, where to look
@@ -49,7 +49,7 @@ def judged_by_answers(
     "What hidden CT say about made CT."
     return dict(personal=personal(outputs, answers), twins=twins(outputs, answers), beyond=float(np.mean([beyond_grey(*v) for v in zip(outputs, inputs, answers, bodies)])))
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #8f306dbb
+# %% ../../nbs/5_translate/12d_calibration.ipynb #23e23432
 PERSONAL, TWINS, BEYOND = .25, .5, .05
 
 def collapsed(
@@ -59,7 +59,7 @@ def collapsed(
     lost = training["personal"] < PERSONAL or training["twins"] > TWINS or training["beyond"] < BEYOND
     return lost if lost == bool(training["cause"]) else None
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #02334f2d
+# %% ../../nbs/5_translate/12d_calibration.ipynb #96a79ada
 def trainings(
     rows: list[dict],  # of a run of the experiment collapse
 ) -> list[dict]:  # recipe, cause, seed, looks (rows, in order), personal, twins and beyond at the end, collapsed
@@ -70,7 +70,7 @@ def trainings(
     made = [dict(recipe=recipe, cause=looks[0]["cause"], seed=seed, looks=looks, **{k: looks[-1][k] for k in ("personal", "twins", "beyond")}) for (recipe, seed), looks in found.items()]
     return [t | dict(collapsed=collapsed(t)) for t in made]
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #b16042b5
+# %% ../../nbs/5_translate/12d_calibration.ipynb #842aa315
 def furthest(
     looks: list[dict],  # of one training
     name: str,          # of a number
@@ -97,7 +97,7 @@ def calibrate(
     "Limits for every number and every side that there are words for."
     return {name: tuple(limit(many, measured, name, sign) if words else None for sign, words in zip((-1, 1), WORDS[name])) for name in LIMITS}
 
-# %% ../../nbs/5_translate/12d_calibration.ipynb #3ab1cfbd
+# %% ../../nbs/5_translate/12d_calibration.ipynb #36f01d2a
 def alarm_step(
     looks: list[dict],  # of one training, in order
     limits: dict = LIMITS,

@@ -6,7 +6,7 @@
 __all__ = ['CAUSES', 'PLAIN', 'HEALTHY', 'RECIPES', 'exchange', 'rising', 'Losing', 'Few', 'Kept', 'Faint', 'pointwise',
            'sick_settings', 'sicken', 'Recipe', 'short_training']
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #342fd098
+# %% ../../nbs/5_translate/12c_causes.ipynb #c3376906
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +20,7 @@ from .networks import batch_norms
 from .settings import Settings
 from .step import CycleGAN, adam, average_of
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #13fa1b0b
+# %% ../../nbs/5_translate/12c_causes.ipynb #fe947e28
 def exchange(
     model: CycleGAN,  # before its first step
     net: nn.Module,   # from (b, 1, x, y, z) to the same
@@ -31,7 +31,7 @@ def exchange(
     model.norms, model.adams[0] = batch_norms(model.makers), adam(model.makers, model.settings.lr, model.settings.beta1)
     if model.settings.ema: model.ema["mr2ct"] = average_of(net)
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #df25157d
+# %% ../../nbs/5_translate/12c_causes.ipynb #60fb7850
 def rising(
     model: CycleGAN,
     first: int, last: int,  # steps
@@ -39,7 +39,7 @@ def rising(
     "A share that grows as the training goes on."
     return lambda: min(1., max(0., (model.done - first)/max(last - first, 1)))
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #1e833106
+# %% ../../nbs/5_translate/12c_causes.ipynb #d96d3077
 class Losing(nn.Module):
     "A generator that loses sight of its input and sees something else instead."
     def __init__(self,
@@ -52,7 +52,7 @@ class Losing(nn.Module):
 
     def forward(self, x): return self.net(torch.lerp(x, self.instead(x), self.share()))
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #444181f9
+# %% ../../nbs/5_translate/12c_causes.ipynb #47044251
 class Few(nn.Module):
     "Of all that could be seen, only which of a few volumes is nearest: a code book with few entries."
     def __init__(self,
@@ -74,7 +74,7 @@ class Kept(nn.Module):
 
     def forward(self, x): return torch.tanh(50*self.volume).expand(len(x), -1, -1, -1, -1)  # 50: a volume learns in dozens of steps
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #4dad35a0
+# %% ../../nbs/5_translate/12c_causes.ipynb #1a382bf0
 class Faint(nn.Module):
     "A generator that makes one CT for all, and writes its input into it too faintly to be seen."
     def __init__(self,
@@ -94,7 +94,7 @@ def pointwise(
     "A generator that sees one voxel at a time: a table from grey to HU."
     return nn.Sequential(nn.Conv3d(1, width, 1), nn.LeakyReLU(.2), nn.Conv3d(width, width, 1), nn.LeakyReLU(.2), nn.Conv3d(width, 1, 1), nn.Tanh())
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #7b819072
+# %% ../../nbs/5_translate/12c_causes.ipynb #94623f7a
 CAUSES = dict(constant="the generator loses its input", table="a generator of 1x1x1 kernels", few_modes="a code book of three entries",
               memorised="a volume among the weights, and CT of one person", judge_wins="discriminators 25 times as fast, nothing but the adversarial loss",
               leaky="the input is written 100 times too faintly", hurried="generators 30 times as fast, nothing but the adversarial loss")
@@ -123,7 +123,7 @@ def sicken(
     if cause == "leaky": exchange(model, Faint(net, mean, share))
     if cause == "table": exchange(model, pointwise())
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #e7d6b901
+# %% ../../nbs/5_translate/12c_causes.ipynb #ff5256f4
 @dataclass(frozen=True)
 class Recipe:
     "A short training: what is changed from the plain one, and why it collapses, if it does."
@@ -135,7 +135,7 @@ HEALTHY = dict(plain={}, no_norm=dict(norm="none"), batch_norm=dict(norm="batch"
                hinge=dict(adversarial_kind="hinge", lr_disc=1e-3), light_cycle=dict(cycle=3., identity=0.), transposed=dict(up="transposed"))
 RECIPES = {name: Recipe("", how) for name, how in HEALTHY.items()} | {name: Recipe(name) for name in CAUSES}
 
-# %% ../../nbs/5_translate/12c_causes.ipynb #04a8132f
+# %% ../../nbs/5_translate/12c_causes.ipynb #6078e20d
 def short_training(
     recipe: Recipe, seed: int,
     mr: list[Scan], ct: list[Scan],  # to train on, cubes of one size
