@@ -69,12 +69,14 @@ save_every = 250        # steps between saved states, from which a stopped run g
 mirrored = False        # a made CT is the mean of two answers, one to the mirrored scan
 keep_every = 0          # steps between kept translators; 0 keeps the last
 picture_every = 0       # steps between pictures; 0 makes them at the end
+alarm_every = 0         # steps between looks for mode collapse; 0 never looks
+alarm = "go_on"         # what an alarm does: go_on, stop, or roll_back to the last diverse state
 note = ""               # a sentence for the page
 resume = False          # go on in the folder of a stopped run
 out = ""                # folder of the run; "" makes runs/translate-<time>
 
 # %%
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -85,16 +87,17 @@ import torch
 from medseg.data.cohort import is_phantom
 from medseg.data.manifest import item_name, read_manifest, split_items, subjects
 from medseg.data.spinecohort import make_spine_cohort
-from medseg.data.unpaired import HIDDEN, PatchDraw, load_sides, unpaired_batches
+from medseg.data.unpaired import HIDDEN, PatchDraw, load_scan, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
 from medseg.train.loop import seed_everything
+from medseg.translate.alarm import Monitor, Watch, alarm_figure, blank, fit_watched, middles
 from medseg.translate.baselines import best_bone_dice, best_intensity_map, identity_ct
 from medseg.translate.predict import TranslateRecipe, made_name, save_translator, translate_scan
 from medseg.translate.report import score_figure, translation_figure
 from medseg.translate.scores import body_mask, hidden_ct, otsu_bone, score_ct
 from medseg.translate.settings import Settings
 from medseg.translate.state import load_state, save_state
-from medseg.translate.step import CycleGAN, fit_cyclegan
+from medseg.translate.step import CycleGAN
 from medseg.translate.terms import weight_of
 from medseg.volumes.files import digest
 from medseg.volumes.read import read_volume
@@ -111,7 +114,7 @@ from medseg.volumes.write import write_volume
 @dataclass(frozen=True)
 class Config:
     name: str; manifest: str; people: int; testers: int; anatomy: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
-    turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; mirrored: bool; keep_every: int; picture_every: int; note: str
+    turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; mirrored: bool; keep_every: int; picture_every: int; alarm_every: int; alarm: str; note: str
 
     def __post_init__(self):
         if self.save_every < 1 or self.epochs < 0 or min(self.people, self.testers) < 1: raise ValueError(f"save_every, people and testers must be at least 1 and epochs 0 or more, got {self.save_every}, {self.people}, {self.testers}, {self.epochs}")
@@ -153,13 +156,24 @@ settings = Settings(**given | dict(steps=steps, decay_from=decay_from, spacing=(
 print(f"{len(mr)} MR and {len(ct)} CT of {len(subjects(train))} people to train on, {len(test)} MR of {len(subjects(test))} to test on, {steps} steps")
 
 # %% [markdown]
+# For the alarm: the middles of the test MR, looked at every few steps, and those of the training CT, to know copies by.
+
+# %%
+watch, shown_mr = None, test[:15]
+if config.alarm_every:
+    cut = middles([load_scan(item, config.spacing_mm).unit() for item in shown_mr] + [s.unit() for s in ct[:30]], config.size)
+    watch = Watch(cut[:len(shown_mr)], cut[len(shown_mr):], settings.spacing)
+
+# %% [markdown]
 # Training: the batch of a step depends on the seed and the step alone, and the state holds all else, so a run that was stopped
-# goes on as if nothing had been.
+# goes on as if nothing had been. What the alarm does is what the parameter says; a rolled back training goes on from its last
+# diverse state, on other patches and with discriminators half as fast.
 
 # %%
 seed_everything(seed, config.threads)
 state = run.folder/"state.safetensors"
 model, about = load_state(state) if resume and state.exists() else (CycleGAN(settings), dict(seconds=0.))
+monitor = Monitor(watch, config.alarm_every, config.alarm, run.folder/"diverse.safetensors", memory=about.get("monitor") or blank())
 if resume: run.rewind(model.done)
 began = perf_counter() - about["seconds"]
 recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window, mirrored=config.mirrored)
@@ -171,10 +185,18 @@ def translated(item): return translate_scan(model.translator().eval(), recipe, r
 def answer(item): return hidden_ct(cohort.parent, item.subject)[0] if known else None
 
 
-for row in fit_cyclegan(model, unpaired_batches(mr, ct, draw, steps, model.done), model.done):
+def keep_state(): save_state(state, model, dict(seconds=perf_counter() - began, monitor=monitor.memory))
+
+
+for kind, row in fit_watched(model, lambda first, turn: unpaired_batches(mr, ct, replace(draw, seed=seed + 1000*turn), steps, first), monitor):
+    if kind == "panel":
+        run.row("panel", row)
+        if row["alarm"]: run.figure(alarm_figure(monitor, row), f"alarm_{row['step']:06d}_seed_{seed}", f"Alarm after {row['step']} steps, seed {seed}: {'; '.join(row['reasons'])}.")
+        if row["action"] == "roll_back": keep_state(); run.rewind(model.done)
+        continue
     loss = sum(weight_of(k, settings)*v for k, v in row.items() if k.split("_")[0] in settings.weights)
     run.row("train", dict(row, loss=loss, steps=steps))
-    if model.done % config.save_every == 0: save_state(state, model, dict(seconds=perf_counter() - began))
+    if model.done % config.save_every == 0: keep_state()
     if config.keep_every and model.done % config.keep_every == 0: save_translator(run.folder/"models"/f"step_{model.done:06d}.safetensors", model.translator(), recipe, dict(run=config.name, seed=seed, step=model.done))
     if config.picture_every and model.done % config.picture_every == 0:
         shown = [(item.subject, read_volume(item.image), translated(item)[0], answer(item)) for item in test[:3]]
@@ -210,9 +232,12 @@ mean = {k: round(float(np.mean([r[k] for r in table])), 4) for k in (["mae_hu", 
 notes = ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
     f"Trained on {len(mr)} MR and {len(ct)} CT, tested on {len(test)} MR: this proves plumbing, not accuracy." + ("" if known else " No CT of the test subjects is known, so nothing here is scored.")]
 if settings.perceptual and not settings.vgg: notes.append("The perceptual loss used a random stand-in for VGG16: no benefit can be read from it.")
+for a in monitor.memory["alarms"]:
+    run.row("alarm", a)
+    notes.append(f"Alarm after {a['step']} steps: {'; '.join(a['reasons'])}. What was done: {a['action'].replace('_', ' ')}.")
 files = [item.image for item in train + test if Path(item.image).is_file()]
 result = finish_run(run, headline={k.replace("_", " "): v for k, v in mean.items()} | {"test subjects": len(subjects(test))}, table=table,
-                    cost=dict(updates=steps, volumes=2*steps*config.batch, wall_s=round(perf_counter() - began, 1), parameters=sum(p.numel() for net in model.networks.values() for p in net.parameters())),
+                    cost=dict(updates=model.done, volumes=2*model.done*config.batch, wall_s=round(perf_counter() - began, 1), parameters=sum(p.numel() for net in model.networks.values() for p in net.parameters())),
                     data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]

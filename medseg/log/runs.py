@@ -40,8 +40,8 @@ class Run:
         write_json(known, {**(read_json(known) if known.exists() else {}), f"{name}.png": caption})
 
     def rewind(self, step: int):
-        "Forget the training rows from `step` on, and all that is not training: a resumed run makes them again."
-        rows = [r for r in read_rows(self.folder/"rows.jsonl") if r["kind"] == "resumed" or (r["kind"] == "train" and r["step"] < step)]
+        "Forget the rows of training and of looks from `step` on, and all others: a resumed run makes them again."
+        rows = [r for r in read_rows(self.folder/"rows.jsonl") if r["kind"] == "resumed" or (r["kind"] in ("train", "panel") and r["step"] < step)]
         write_text(self.folder/"rows.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 # %% ../../nbs/6_log/01_runs.ipynb #33216723

@@ -1,0 +1,189 @@
+"The alarm: it rings for a training that collapses and not for one that does not, does what it was told, leaves no trace, and its limits are those of the record."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOP
+from torch.nn import functional as F
+
+from medseg.data.spinecohort import make_spine_cohort
+from medseg.data.unpaired import make_scan
+from medseg.log.runs import run_state
+from medseg.translate.alarm import LIMITS, Monitor, Watch, blank, fit_watched, look, looks, made, panel, reasons
+from medseg.translate.calibration import calibrate, trainings, verdict
+from medseg.translate.causes import CAUSES, RECIPES, short_training
+from medseg.translate.settings import Settings
+from medseg.translate.state import load_state, save_state, state_tensors
+from medseg.translate.step import CycleGAN
+from medseg.volumes.files import read_rows
+from medseg.volumes.spinescan import spine_ct, spine_mr
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = Settings("resnet1", 3, residual=True, disc_width=3, disc_layers=1, steps=12, pool=3, ema=.9, lr=1e-3)
+
+
+def blobs(seed, size=12):
+    x = F.avg_pool3d(torch.randn(1, 1, *[size + 4]*3, generator=torch.Generator().manual_seed(seed)), 5, 1)[0, 0].numpy()*9
+    return np.clip(np.cos(2*x), -1, 1), np.clip(np.tanh(x) - .2*np.abs(x), -1, 1)
+
+
+MR, CT = (np.stack(s) for s in zip(*(blobs(k) for k in range(5))))
+PLAIN = dict(variety=(.3, None))  # where what follows from suspicion is tested, not the limits
+WATCH = Watch(MR, np.stack([blobs(50 + k)[1] for k in range(3)]))
+
+
+def batches(first, turn, steps=12):
+    for step in range(first, steps): yield *(torch.from_numpy(v[[(step + turn) % 3]])[:, None].float() for v in (MR, WATCH.train)), f"blobs {step}"
+
+
+def deaf(model, after):
+    "From a step on, the generator is shown an empty volume: collapse at a known place."
+    for net in {model.networks["mr2ct"], model.translator()}: net.register_forward_pre_hook(lambda net, x: (torch.zeros_like(x[0]),) if model.done >= after else None)
+    return model
+
+
+def watched(action="go_on", after=99, file=None, s=SMALL):
+    model = deaf(CycleGAN(s), after)
+    monitor = Monitor(WATCH, 2, action, file, PLAIN)
+    return model, monitor, list(fit_watched(model, batches, monitor, check=False))
+
+
+def panels(rows): return [r for kind, r in rows if kind == "panel"]
+
+
+def test_rings_for_a_training_made_to_collapse_and_not_for_a_sound_one():
+    at = dict(spacing=(7., 7., 7.), extent_mm=(112., 112., 112.))
+    mr, ct, test = ([make_scan(f"{kind} {k}", scan(k, **at).image, kind) for k in range(first, first + 4)] for kind, scan, first in (("MR", spine_mr, 0), ("CT", spine_ct, 500), ("MR", spine_mr, 1000)))
+    watch = Watch(np.stack([s.unit() for s in test]), np.stack([s.unit() for s in ct]), at["spacing"])
+    rang = {name: [row["reasons"] for _, row in short_training(RECIPES[name], 3, mr, ct, watch, 15, 3) if row["alarm"]] for name in ("plain", "constant")}
+    assert not rang["plain"]
+    assert len(rang["constant"]) == 1 and any("variety" in why for why in rang["constant"][0])
+
+
+@pytest.mark.parametrize("name, sick", [("pairing", CT[[0]*5]), ("dependence", CT[[0]*5]), ("variety", CT[[0, 1, 0, 1, 0]]), ("table", .4*MR - .5), ("nearest", WATCH.train[[0, 1, 2, 0, 1]])])
+def test_each_number_of_the_outputs_tells_sick_from_sound(name, sick):
+    "A number that were constant could not."
+    sound, bad = (looks(WATCH, v)[name] for v in (CT, sick))
+    low, high = dict(pairing=(.5, None), dependence=(.1, None), variety=(.5, None), table=(None, .99), nearest=(.05, None))[name]
+    assert reasons({name: bad}, {name: (low, high)}) and not reasons({name: sound}, {name: (low, high)}), (sound, bad)
+
+
+def test_leak_and_balance_tell_too():
+    model = CycleGAN(replace(SMALL, ema=0.))
+    out = made(model, MR)
+    numbers = panel(model, WATCH, out, .7)
+    assert numbers["balance"] == .7 and panel(model, WATCH, out, None)["balance"] is None and numbers["leak"] < .1
+
+    class Hides(torch.nn.Module):
+        training_part = torch.nn.Parameter(torch.zeros(1))
+        def __init__(self, way): super().__init__(); self.way, self.one = way, torch.nn.Parameter(torch.zeros(1))
+        def forward(self, x): return self.way(x)
+    model.networks |= dict(mr2ct=Hides(lambda x: .004*x), ct2mr=Hides(lambda x: 250*x))
+    assert panel(model, WATCH, out, None)["leak"] > .9
+    rows = [r for kind, r in watched()[2] if kind == "train"]
+    shares = [v for r in rows[:2] for k, v in r.items() if k.startswith("right_")]
+    assert panels(watched()[2])[0]["balance"] == pytest.approx(np.mean(shares)), "the balance is that of the steps since the last look"
+
+
+def test_a_look_leaves_no_trace():
+    model = CycleGAN(replace(SMALL, norm="batch", disc_norm="batch", spectral=True, disc_spectral=True))
+    monitor = Monitor(WATCH, 2)
+    for _ in zip(range(3), fit_watched(model, batches, Monitor(None, 0), check=False)): pass
+    before = {k: v.clone() for k, v in state_tensors(model).items()}
+    modes = {name: net.training for name, net in model.networks.items()}
+    look(monitor, model)
+    after = state_tensors(model)
+    assert all(torch.equal(before[k], after[k]) for k in before) and set(before) == set(after)
+    assert modes == {name: net.training for name, net in model.networks.items()}
+
+
+def test_go_on_stop_roll_back(tmp_path):
+    model, monitor, rows = watched("go_on", after=6)
+    assert model.done == 12 and [r["step"] for r in panels(rows) if r["alarm"]] == [8] == [a["step"] for a in monitor.memory["alarms"]], "one alarm, not one a look"
+    model, monitor, rows = watched("stop", after=6)
+    assert model.done == 8 and panels(rows)[-1]["action"] == "stop"
+    model, monitor, rows = watched("roll_back", 6, tmp_path/"diverse.safetensors")
+    assert [a["action"] for a in monitor.memory["alarms"]] == ["roll_back", "roll_back", "stop"] and monitor.memory["diverse"] == 4
+    assert [r["step"] for kind, r in rows if kind == "train"] == [*range(8), *range(4, 8), *range(4, 8)] and model.settings.lr_disc == SMALL.lr_disc/4
+    model, monitor, rows = watched("roll_back", 0, tmp_path/"none.safetensors")
+    assert [a["action"] for a in monitor.memory["alarms"]] == ["stop"] and model.done == 4, "never diverse: nothing to go back to"
+    _, _, rows = watched("go_on")
+    assert not any(r["reasons"] for r in panels(rows)), "a sound training"
+
+
+def test_a_rolled_back_training_is_where_it_was_and_sees_other_patches(tmp_path):
+    model, monitor, rows = watched("roll_back", 6, tmp_path/"diverse.safetensors")
+    saved, _ = load_state(tmp_path/"diverse.safetensors")
+    assert saved.done == 4
+    first, second = [r for kind, r in rows if kind == "train" and r["step"] == 4][:2]
+    assert second["rate_disc"] == first["rate_disc"]/2 and first["cycle_mr"] != second["cycle_mr"]
+
+
+@pytest.mark.parametrize("action", ("go_on", "roll_back"))
+@pytest.mark.parametrize("cut", (5, 6, 7))
+def test_put_down_and_taken_up_again(tmp_path, cut, action):
+    "A state saved after any step, with the monitor's memory, gives the rest of the rows, looks and alarms included."
+    _, _, whole = watched(action, 6, tmp_path/"a.safetensors")
+    model = deaf(CycleGAN(SMALL), 6)
+    monitor = Monitor(WATCH, 2, action, tmp_path/"b.safetensors", PLAIN)
+    seen = []
+    for kind, row in fit_watched(model, batches, monitor, check=False):
+        seen.append((kind, row))
+        if kind == "train" and model.done == cut: break
+    save_state(tmp_path/"state.safetensors", model, dict(monitor=monitor.memory))
+    model, about = load_state(tmp_path/"state.safetensors")
+    rest = list(fit_watched(deaf(model, 6), batches, Monitor(WATCH, 2, action, tmp_path/"b.safetensors", PLAIN, about["monitor"]), check=False))
+    assert seen + rest == whole
+
+
+def medseg(*words, cwd): return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+
+
+def rows_of(folder, *kinds): return [r for r in read_rows(folder/"rows.jsonl") if r["kind"] in kinds]
+
+
+def test_the_experiment_is_stopped_by_its_alarm_and_resumes(tmp_path):
+    "A training with far too large steps collapses; the run says so. Killed on the way, it gives the same rows."
+    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(6., 6., 6.), spacing_ct=(6., 6., 6.), extent_mm=(72., 72., 72.))
+    words = ["run", "translate", "-p", "manifest", cohort, "-p", "spacing_mm", 6, "-p", "patch", 12, "-p", "steps", 24, "-p", "threads", 1, "-p", "save_every", 4, "-p", "alarm_every", 3,
+             "-p", "alarm", "stop", "-p", "residual", "true", "-p", "lr", .06, "-p", "cycle", 0, "-p", "identity", 0]
+    done = medseg(*words, "--out", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path/"whole"/"result.json").read_text())
+    looks = rows_of(tmp_path/"whole", "panel")
+    assert looks[-1]["action"] == "stop" and result["cost"]["updates"] == looks[-1]["step"] < 24 and any("stop" in n for n in result["notes"])
+    assert (tmp_path/"whole"/"figures"/f"alarm_{looks[-1]['step']:06d}_seed_0.png").exists()
+    running = subprocess.Popen([sys.executable, "-m", "medseg.cli", *map(str, words), "--out", "cut"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.time() + 240
+    while time.time() < deadline and not ((tmp_path/"cut"/"rows.jsonl").exists() and len(rows_of(tmp_path/"cut", "train")) > 4): time.sleep(.01)
+    kernels = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*map(int, kernels), running.pid]: os.kill(pid, signal.SIGKILL)
+    running.wait()
+    while time.time() < deadline and run_state(tmp_path/"cut") == "running": time.sleep(.05)
+    done = medseg("run", "translate", "--resume", "cut", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for kinds in (("train",), ("panel",), ("alarm",)): assert rows_of(tmp_path/"cut", *kinds) == rows_of(tmp_path/"whole", *kinds)
+
+
+def test_the_limits_are_those_of_the_record():
+    records = [(json.loads((p/"config.json").read_text())["name"], read_rows(p/"rows.jsonl")) for p in sorted((TOP/"log").glob("collapse-half-*"))]
+    first, second = (trainings([r for name, rows in records if name == f"half-{k}" for r in rows]) for k in (0, 1))
+    assert calibrate(first, next(r for name, rows in records if name == "half-0" for r in rows if r["kind"] == "measured")) == LIMITS
+    assert not {(t["recipe"], t["seed"]) for t in first} & {(t["recipe"], t["seed"]) for t in second}
+    assert sum(t["collapsed"] is False for t in first + second) >= 12 <= sum(t["collapsed"] is True for t in first + second)
+    assert len({t["cause"] for t in second if t["collapsed"]}) >= 4 and set(CAUSES) >= {t["cause"] for t in first if t["cause"]}
+    found = verdict(second)
+    assert found["recall"] >= .9 and found["false_alarms"] <= .1
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="one of"): Monitor(WATCH, action="hope")
+    with pytest.raises(ValueError, match="at least 4"): Watch(MR[:2], WATCH.train)
+    assert json.loads(json.dumps(blank())) == blank()
