@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from .compare import compare
 from .curves import curve_svg, series, templates
 from .page import alone, data_uri
 from .record import cost_line, page_name, read_run, show
