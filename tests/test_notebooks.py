@@ -33,7 +33,7 @@ def test_reads_as_a_chapter(path):
     first = source(found[0])
     assert first.startswith("# ") and "\n> " in first and "?" in first, "a title, a subtitle and a question come first"
     pictures = [i for i, c in enumerate(found) for o in c.get("outputs", [])
-                if {"image/png", "text/html"} & set(o.get("data", {}))]
+                if {"image/png", "image/svg+xml", "text/html"} & set(o.get("data", {}))]
     assert pictures and pictures[0] < 10, f"a picture among the first ten cells; found at {pictures[:1]}"
     exports = [i for i, c in enumerate(found) if c["cell_type"] == "code" and "#| export" in source(c)]
     for i in exports[1:]:
