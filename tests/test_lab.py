@@ -183,7 +183,7 @@ def test_no_request_leaves_this_machine(page):
 def test_nobody_looking(name, room, tmp_path):
     "The same notebooks end by themselves under papermill, with a still and no widget. The one that calls itkwidgets by name is for a browser only."
     import papermill
-    from medseg.log.execute import LocalKernel
-    papermill.execute_notebook(str(room/f"{name}.ipynb"), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=120, start_timeout=600, kernel_manager_class=LocalKernel, cwd=str(room))
+    from medseg.log.execute import _kernel
+    papermill.execute_notebook(str(room/f"{name}.ipynb"), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=120, start_timeout=600, kernel_manager_class=_kernel(str(tmp_path)), cwd=str(room))
     data = [o["data"] for c in json.loads((tmp_path/"done.ipynb").read_text())["cells"] for o in c["outputs"] if "data" in o]
     assert any("figure" in "".join(d.get("text/html", "")) for d in data) or "backend static" in (tmp_path/"done.ipynb").read_text()
