@@ -261,7 +261,7 @@ best = dict(row="B43", claim="spectral norm gave the best results", symptom="yes
 def cause(claim, label, step=None):
     rows = at(label, "people", step)
     return dict(row="cause", claim=claim, symptom="yes" if alike(rows) else "no", number=look(label, step), status="confirmed" if alike(rows) else "refuted",
-                why=("Different people come out as one volume, from every seed." if alike(rows) else "Different people come out as different volumes here") + ("" if alike(rows) else "." if paired(rows) else ", but they cannot be paired with their MR from every seed."))
+                why=("Different people come out as one volume." if alike(rows) else "Different people come out as different volumes here") + ("" if alike(rows) else "." if paired(rows) else ", but they cannot be paired with their MR from every seed."))
 
 
 def broken(label): # one seed, beside the unbroken training from the same seed
@@ -269,7 +269,9 @@ def broken(label): # one seed, beside the unbroken training from the same seed
     return cause(label, label) | dict(status="unresolved", why=f"From one seed, {share:.2f} as far apart as true CTs; B33, unbroken and from the same seed, {whole:.2f}. One seed names no cause.")
 
 
-causes = [broken(n) for n in BROKEN] + [cause(n, n) for n in controls] + [cause(f"{n} before its first update", n, 0) for n in UNTRAINED]
+trap = dict(cause(f"a test folder of {varieties} noisy files of one person, translator in perfect health", "the true CT"), symptom="yes" if alike(at("the true CT", "noisy")) else "no", status="confirmed" if alike(at("the true CT", "noisy")) else "refuted",
+            why=f"The folder alone does it: {span(at('the true CT', 'noisy'), 'effective')} of {varieties} true CTs and {span(at('MR passed on', 'noisy'), 'effective')} of {varieties} MRs passed on are different volumes; of {testers} people {span(at('the true CT', 'people'), 'effective')} and {span(at('MR passed on', 'people'), 'effective')}.")
+causes = [trap] + [broken(n) for n in BROKEN] + [cause(n, n) for n in controls if n != "the true CT"] + [cause(f"{n} before its first update", n, 0) for n in UNTRAINED]
 verdicts = [b34, b36, b40, worse, b43, best] + causes
 for v in verdicts:
     for key in ("on_people", "on_one"): v.pop(key, None)
