@@ -292,7 +292,7 @@ for i, (where, part) in enumerate((w, folders[w]) for w in ("people", "noisy")):
         for k, v in enumerate(examine(*load_translator(kept(label, seed, "safetensors")), part[:few_shown])[1]): axs[n, i*few_shown + k].imshow(v.voxels[middle].T, cmap="gray", origin="lower", vmin=config.window[0], vmax=config.window[1])
 for n, label in enumerate(("MR", *NOTE)): axs[n, 0].set_ylabel(label, fontsize=8)
 for ax in axs.flat: ax.set_xticks([]); ax.set_yticks([])
-run.figure(fig, f"folders_seed_{seed}", f"Left different people, right noisy varieties of one of them; below each MR what the four trainings make of it, seed {seed}. One folder looks collapsed from any translator. Phantoms.")
+run.figure(fig, f"folders_seed_{seed}", f"Left different people, right noisy varieties of one of them; below each MR what the four trainings make of it, seed {seed}. Phantoms.")
 
 # %%
 shown = [*plans, *controls]
