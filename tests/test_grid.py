@@ -101,6 +101,7 @@ def test_symptoms_are_told_from_health(tmp_path):
     verdicts = {(v["row"], v["claim"].split(",")[0]): v for v in told["table"]}
     assert {v["row"] for v in told["table"]} == {"B34", "B36", "B40", "B43", "cause"} and all({"symptom", "number", "status", "why"} <= set(v) for v in told["table"])
     assert {v["status"] for v in told["table"]} <= {"confirmed", "refuted", "unresolved"}
+    assert verdicts["cause", "a test folder of 4 noisy files of one person"]["status"] == "confirmed", "the note's folder alone gives one volume"
     assert verdicts["cause", "one CT for all"]["symptom"] == "yes" and verdicts["cause", "MR passed on"]["symptom"] == "no", "the numbers can tell"
     assert verdicts["B40", "worse than batch 16 because of gradient consistency"]["status"] == "refuted", "a loss without gradient leaves every weight as it is"
     assert any("does not train" in n for n in told["notes"]) and any("no single cause" in n for n in told["notes"])
