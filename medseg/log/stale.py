@@ -113,7 +113,7 @@ def execute(
     nb = nbformat.read(path, 4)
     cells = [nbformat.v4.new_code_cell(text) for text in (_LISTEN % (str(root), f"nbs/{chapter}"), _TELL % str(root))]
     nb.cells = [cells[0], *nb.cells, cells[1]]
-    NotebookClient(nb, timeout=600, startup_timeout=600, kernel_name="python3", coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"], resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=600, startup_timeout=600, kernel_name="python3", coalesce_streams=True, store_widget_state=False, extra_arguments=["--IPKernelApp.log_level=50"], resources={"metadata": {"path": str(path.parent)}}).execute()
     read = json.loads(nb.cells.pop()["outputs"][0]["text"]); nb.cells.pop(0)
     nb = dict2nb(json.loads(nbformat.writes(nb))); clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     return nb, read

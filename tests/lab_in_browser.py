@@ -1,4 +1,7 @@
-"A real JupyterLab in a real browser: scans are drawn, sliders move them, labels lie on their organs, and nothing leaves this machine."
+"A real JupyterLab in a real browser: scans are drawn, sliders move them, labels lie on their organs, and nothing leaves this machine.
+
+Not collected by `make test` yet: run it by name, `pytest tests/lab_in_browser.py`. Seen to pass: niivue. The others have not passed: a dialog of JupyterLab comes between.
+"
 import io
 import json
 import os
@@ -101,9 +104,11 @@ def run_all(page, server, name: str, seconds: int = 120):
     "Open a notebook alone, run it, and wait until the kernel has nothing to do."
     page.goto(f"{server.scheme}://{server.netloc}/doc/tree/{name}?{server.query}&reset")
     page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=seconds*1000)
-    page.locator(".jp-Notebook").first.click(position=dict(x=5, y=5))
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator("[data-command='runmenu:run-all']").click()
+    for _ in range(8):   # a click that comes before the kernel listens is lost
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator("[data-command='runmenu:run-all']").click()
+        page.wait_for_timeout(2500)
+        if page.locator(".jp-CodeCell .jp-InputArea-prompt").first.inner_text() != "[ ]:": break
     page.wait_for_function("[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.textContent))", timeout=seconds*1000)
 
 
