@@ -20,6 +20,7 @@ demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, tab
 	medseg demo
 
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
+	-python tests/browser.py
 	python -m pytest tests/test_sync.py
 	nbdev_test --n_workers 2 --do_print
 	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
