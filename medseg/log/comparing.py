@@ -33,7 +33,8 @@ def compare(
     kinds = [{k: v for k, v in one.items() if k != "trainings"} | {"runs": list(dict.fromkeys(m["run"] for m in one["trainings"]))} for one in told["kinds"]]
     if as_json: return say(dict(told, kinds=kinds, **(dict(page=html) if html else {})))
     rows = [dict(part=p["name"] or "all", setting=n, seeds=len(p["points"][n]), low=low, mean=mean, high=high) for p in told["parts"] for n, (low, mean, high) in p["bands"].items()]
-    draw(f"{told['score'] or 'no score'}, {told['better']} is better; the mean over seeds and its 95 % interval", rows, ["part", "setting", "seeds", "low", "mean", "high"])
+    print(f"{told['score'] or 'no score'}, {told['better']} is better; the mean over seeds and its 95 % interval")
+    draw("", rows, ["part", "setting", "seeds", "low", "mean", "high"])
     print("What differs, the seed apart: " + (", ".join(list(told["factors"])[:12]) or "nothing"))
     for line in told["says"] + [(f"{p['name']}: " if p["name"] else "") + s for p in told["parts"] for s in p["says"]]: print(line)
     if html: print(f"page: {html}")

@@ -97,8 +97,8 @@ _LISTEN = """def _listen(root, own, seen):
         where = os.path.relpath(path, root)
         if where != own and not where.startswith(("..", "medseg")) and not any(w[0] in "._" for w in where.split("/")): seen.add(where)
     sys.addaudithook(hear)
-_seen = set(); _listen(%r, %r, _seen)"""
-_TELL = "import json, os; print(json.dumps(sorted(p for p in _seen if os.path.exists(os.path.join(%r, p)))))"
+_files_that_were_read = set(); _listen(%r, %r, _files_that_were_read)"""
+_TELL = "import json, os; print(json.dumps(sorted(p for p in _files_that_were_read if os.path.exists(os.path.join(%r, p)))))"
 
 def execute(
     chapter: str,  # path inside nbs/
