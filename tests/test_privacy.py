@@ -13,7 +13,8 @@ from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 
 from medseg.data.manifest import Item, write_manifest
-from medseg.log.page import log_page, write_page
+from medseg.log.listing import log_page
+from medseg.log.page import write_page
 from medseg.log.runs import finish_run, start_run
 from medseg.segment.metrics import evaluate
 from medseg.segment.predict import Recipe, save_model

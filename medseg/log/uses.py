@@ -134,12 +134,13 @@ def below(
     found, todo, loaded = set(), set(start), set()
     _load({*start, *imports}, package, loaded)
     while todo:
-        name = todo.pop()
-        if name in package.loads: todo |= {n for n in package.digests if n.rpartition(".")[0] == name} - found; continue
-        if name in found or name not in package.digests: continue
-        found.add(name); _load(package.uses[name], package, loaded)
-        todo |= package.uses[name] - found
-        if not todo: todo = {h for n in found for h in package.hung.get(n, ()) if h.rpartition(".")[0] in loaded} - found
+        while todo:
+            name = todo.pop()
+            if name in package.loads: todo |= {n for n in package.digests if n.rpartition(".")[0] == name} - found
+            if name in found or name not in package.digests: continue
+            found.add(name); _load(package.uses[name], package, loaded)
+            todo |= package.uses[name] - found
+        todo = {h for n in found for h in package.hung.get(n, ()) if h in package.digests and h.rpartition(".")[0] in loaded} - found
     return found
 
 def _load(names: set[str], package: Package, loaded: set[str]):
