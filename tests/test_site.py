@@ -142,14 +142,14 @@ def test_the_list_of_runs_can_be_cut_and_ordered(site, browser):
     page.goto((site["top"]/"log.html").as_uri())
     seen = "() => [...document.querySelectorAll('tr[data-state]')].filter(r => !r.hidden).map(r => r.dataset)"
     every = page.evaluate(seen)
-    page.get_by_label("data").select_option("real"); assert {r["data"] for r in page.evaluate(seen)} == {"real"}
-    page.get_by_label("data").select_option(""); page.get_by_label("state").select_option("finished")
+    page.get_by_label("data", exact=True).select_option("real"); assert {r["data"] for r in page.evaluate(seen)} == {"real"}
+    page.get_by_label("data", exact=True).select_option(""); page.get_by_label("state", exact=True).select_option("finished")
     assert {r["state"] for r in page.evaluate(seen)} == {"finished"}
     page.get_by_label("until").fill("2026-11-21"); assert {r["day"] for r in page.evaluate(seen)} == {"2026-11-21"}
     page.get_by_label("until").fill(""); page.get_by_label("order by").select_option("mae hu")
     errors = [v for r in page.evaluate(seen) if (v := json.loads(r["numbers"]).get("mae hu")) is not None]
     assert len(errors) > 2 and errors == sorted(errors) and "lowest first" in page.get_by_label("order by").inner_text()
-    page.get_by_label("state").select_option(""); page.get_by_label("order by").select_option("")
+    page.get_by_label("state", exact=True).select_option(""); page.get_by_label("order by").select_option("")
     assert page.evaluate(seen) == every
     quiet(heard)
 

@@ -207,14 +207,14 @@ def make_site(
     sync_quarto(root)
     pages = chapter_pages(root, tree, done or process(root)) | log_pages(root/"log", *runs)
     if (root/"log/journal.yaml").exists(): pages["journal.html"] = Page("The journal", "Every sentence of the two notes, and what became of it", html=f'<div class="run">{journal_page(*read_journal(root))}</div>')
-    if "index.html" in pages: pages["index.html"].html = pages["index.html"].html.replace(MAP, part_map(root/"medseg"))
+    if "index.html" in pages: pages["index.html"].html = re.sub(MAP, lambda _: part_map(root/"medseg"), pages["index.html"].html)
     for path in pages.keys() - {page_path(c) for c in chapters(tree) if not c.startswith("experiments/")}: say_why_no_picture(path, pages[path])
     new = Path(tempfile.mkdtemp(prefix=".site-", dir=out.parent))
     try: _build(title, tree, pages, new); _place(new, out)
     finally: shutil.rmtree(new, ignore_errors=True)
     return out/"index.html"
 
-MAP = '<div id="package-map"></div>'  # in the opening chapter; takes the drawing of the package
+MAP = r'<div id="package-map">\s*</div>'  # in the opening chapter; takes the drawing of the package
 
 REASONS = {"experiments/": "an experiment stands here as it is written; its pictures are on the pages of its runs",
            "log.html": "a list; pictures are on the pages of the runs", "budget.html": "tables, made from the records of the runs", "log/": "this run left none, or it saw scans of patients, which are not shown"}
