@@ -14,7 +14,7 @@ from medseg.log.uses import chapter_code, chapter_uses, read_package
 
 # Who uses three functions, found by reading: their own chapter, chapters that call them, chapters that call what calls them.
 USERS = {
-    "medseg.translate.scores.otsu_bone": ["5_translate/08_scores.ipynb", "5_translate/08a_baselines.ipynb", "5_translate/13b_surface.ipynb", "5_translate/13c_parts.ipynb"],
+    "medseg.translate.scores.otsu_bone": ["5_translate/08_scores.ipynb", "5_translate/08a_baselines.ipynb", "5_translate/13b_surface.ipynb", "5_translate/13c_parts.ipynb", "5_translate/14_trial.ipynb"],
     "medseg.segment.unet.split_classes": ["4_segment/02_unet.ipynb", "4_segment/05_predict.ipynb", "6_log/05_cli.ipynb"],
     "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb"]}
 
@@ -72,7 +72,7 @@ def test_three_functions_make_exactly_their_users_stale(changed):
 TRACE = """import sys, threading
 _called = set()
 def _note(frame, event, arg):
-    if event == "call" and "/medseg/" in (file := frame.f_code.co_filename): _called.add((file.split("/medseg/")[-1], frame.f_code.co_qualname))
+    if event == "call" and frame.f_code.co_flags & 1 and "/medseg/" in (file := frame.f_code.co_filename): _called.add((file.split("/medseg/")[-1], frame.f_code.co_qualname))
 sys.setprofile(_note)"""
 
 

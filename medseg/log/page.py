@@ -75,7 +75,7 @@ def subjects_table(table: list[dict]) -> str:
     return _table.render(rows=worst_first(table)[:500], columns=columns(table), order=order)
 
 # %% ../../nbs/6_log/02_page.ipynb #ca3e508f
-RUN_CSS = """.run,.run *{overflow-wrap:anywhere}.run-state span{padding:.1em .6em;border-radius:1em;border:1px solid currentColor;font-weight:600}
+RUN_CSS = """.run{overflow-x:auto}.run,.run *{overflow-wrap:anywhere}.run-state span{padding:.1em .6em;border-radius:1em;border:1px solid currentColor;font-weight:600}
 .run-state .finished{color:#17803d}.run-state .failed{color:#c8321f}.run-state .interrupted,.run-state .unfinished{color:#9a5f00}
 .run-none{opacity:.75;font-style:italic}.run-note{border-left:3px solid #8884;padding-left:.8em;overflow-wrap:anywhere}
 .run-problems{border:1px solid #9a5f00;border-radius:.4em;padding:.6em 1em;margin:1em 0;overflow-wrap:anywhere}
