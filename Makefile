@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# numpy's products here are small: many threads only wait for each other
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo test prep lab site
 help:           ## this list
@@ -19,6 +21,8 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo
 	medseg demo
 
+# two chapters or two test files at a time, each on one core
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	-python tests/browser.py
 	python -m pytest tests/test_sync.py

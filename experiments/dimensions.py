@@ -1,18 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     cell_metadata_filter: tags
-#     notebook_metadata_filter: kernelspec,-kernelspec.language
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Two dimensions, two and a half, three
 #
@@ -191,7 +176,7 @@ for ax, (k, label) in zip(fig.subplots(2, 3).flat, scores.items()):
         ax.plot([i]*2, band[k][d][::2], color="0.7", lw=5, zorder=0)
         ax.scatter([i]*len(seconds), [np.nanmean([r[k] for r in table if (r["dims"], r["seed"]) == (d, s)]) if e == d else np.nan for e, s in config.trainings], s=14)
     ax.set_xticks(range(len(kinds)), [f"{d:g}-D" for d in kinds]); ax.set_title(label + "\n" + says[k].replace("the bands meet: this ", ""), fontsize=8)
-run.figure(fig, "bands", f"Each dot is a training of {steps} updates, averaged over {len(scans)} phantoms never seen; the bar is the band over seeds.")
+run.figure(fig, "bands", f"Each dot is a training of {steps} updates, averaged over {len(scans)} phantoms never seen; the bar is the 95 % interval of their mean.")
 who = next(iter(scans)); x = bone[who].sum((1, 2)).argmax()
 shown = {"MR": scans[who], **{f"{d:g}-D, seed {s}": made[d, s, who] for d, s in config.trainings if s == config.trainings[0][1]}, "measured CT": truth[who][0]}
 fig = Figure(figsize=(9, 6.4), layout="constrained")
@@ -201,7 +186,7 @@ for row, cut in zip(fig.subplots(2, len(shown)), (lambda v: v[x], lambda v: v[:,
 run.figure(fig, "cuts", f"{who}: MR, made CTs and measured CT, cut from front to back and from side to side. Slices are axial, so misfit between them shows as steps along the height.")
 found = {f"{kind} {k}": round(float(np.nanmean([r[k] for r in doubts if r["votes"] == kind])), 3) for kind in ("thresholds", "trainings", "both") for k in ("found", "edge_found", "gain")}
 headline = {f"{k} {d:g}-D": round(band[k][d][1], 4) for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm") for d in kinds} | {k: says[k] for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm")}
-sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[0]:.3g} to {b[2]:.3g}" for d, b in band[k].items()) + f". {says[k]}." for k, label in (scores | dict(bend_agreement="agreement of bends")).items()]
+sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[1]:.3g} ({b[0]:.3g} to {b[2]:.3g})" for d, b in band[k].items()) + f". {says[k]}." for k, label in (scores | dict(bend_agreement="agreement of bends")).items()]
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + sentences + ["Doubt of the bone mask, means over dimensions and people: " + ", ".join(f"{k} {v:g}" for k, v in found.items()) + "; chance is 0.5 for found and 0 for gain."]
 result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), training_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=digest(*[item.image for item in train + test]), notes=notes + [config.note]*bool(config.note))
 

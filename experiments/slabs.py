@@ -135,7 +135,7 @@ for seed in config.repeats:
 # %% [markdown]
 # ## Artefacts
 #
-# The bands: lowest, mean and highest of the trainings of a cell, each the mean over subjects, for each class and for thin and thick slices.
+# The bands of the mean over seeds, for each class and for thin and thick slices; subjects are averaged within a training first.
 
 # %%
 table = [row for one in done.values() for row in one["table"]]
@@ -154,7 +154,7 @@ for ax, ((kind, slices), band) in zip(np.ravel(fig.subplots(1, len(found), squee
         low, mean, high = band[cell]
         ax.plot([x, x], [low, high], color="#2a8f86", lw=5, alpha=.5, solid_capstyle="round"); ax.plot(x, mean, "o", color="#123", ms=4)
     ax.set_xticks(range(len(titles)), titles.values(), rotation=35, ha="right", fontsize=7); ax.set_title(f"{kind}, {slices} slices", fontsize=9); ax.tick_params(axis="y", labelsize=7)
-run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: lowest, mean and highest training.")
+run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: the mean and its 95 % interval.")
 for item in (test[0], test[1]):
     scan, shown = read_volume(item.image), []
     for depth, target in config.kinds:

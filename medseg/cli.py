@@ -6,6 +6,7 @@
 __all__ = ['ELSEWHERE', 'main', 'explain', 'predict', 'evaluate', 'command', 'run', 'watched', 'log', 'demo']
 
 # %% ../nbs/6_log/05_cli.ipynb #ca2b3d84
+import os
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ def main():
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
     warnings.showwarning = _warn
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported, which no command has done yet: its products here are small, and many threads take twice the time
     try: command()(args=argv, prog_name="medseg", standalone_mode=True)
     except KeyboardInterrupt: _fail(debug, "stopped: by a signal: found Ctrl-C or TERM; needs nothing; do run it again when you like", 130)
     except (InputError, ValueError, OSError, RuntimeError, MemoryError, ImportError, FloatingPointError) as e: _fail(debug, explain(e), 1)

@@ -1,5 +1,6 @@
 "Each chapter is small, clean, named by kernel, and tells before it exports."
 import json
+import re
 
 import pytest
 from conftest import TOP
@@ -25,6 +26,13 @@ def test_small_and_clean(path):
     for cell in nb["cells"]:
         for out in cell.get("outputs", []):
             assert out["output_type"] != "error", f"a cell ended in an error: {source(cell)[:80]}"
+
+
+@pytest.mark.parametrize("path", CHAPTERS + EXPERIMENTS, ids=lambda p: p.stem)
+def test_leaves_the_process_as_it_was(path):
+    "Chapters are tested one after the other in one process: what a cell does to its environment or folder, all later ones would meet."
+    found = [line for c in cells(path) if c["cell_type"] == "code" for line in source(c).splitlines() if re.match(r"os\.environ\[.*\] *=|os\.environ\.update|os\.(chdir|putenv)", line)]
+    assert not found, found
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)

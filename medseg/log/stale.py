@@ -9,6 +9,7 @@ __all__ = ['FILE', 'file_digest', 'output_digest', 'made_of', 'read_digests', 'w
 # %% ../../nbs/6_log/01g_stale.ipynb #a3d9e35a
 import argparse
 import json
+import os
 import re
 import sys
 import threading
@@ -113,7 +114,8 @@ def execute(
     nb = nbformat.read(path, 4)
     cells = [nbformat.v4.new_code_cell(text) for text in (_LISTEN % (str(root), f"nbs/{chapter}"), _TELL % str(root))]
     nb.cells = [cells[0], *nb.cells, cells[1]]
-    NotebookClient(nb, timeout=600, startup_timeout=600, kernel_name="python3", coalesce_streams=True, store_widget_state=False, extra_arguments=["--IPKernelApp.log_level=50"], resources={"metadata": {"path": str(path.parent)}}).execute()
+    own = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))))   # the package of this project, whatever else is installed
+    NotebookClient(nb, timeout=600, startup_timeout=600, kernel_name="python3", coalesce_streams=True, store_widget_state=False, extra_arguments=["--IPKernelApp.log_level=50"], resources={"metadata": {"path": str(path.parent)}}).execute(env=own)
     read = json.loads(nb.cells.pop()["outputs"][0]["text"]); nb.cells.pop(0)
     nb = dict2nb(json.loads(nbformat.writes(nb))); clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     return nb, read
