@@ -7,6 +7,8 @@ __all__ = ['TILTS', 'BEND', 'TWIST', 'evened', 'turned', 'mirror_scores', 'best_
            'concordance', 'curvature_agreement', 'curvatures']
 
 # %% ../../nbs/5_translate/11d_axis.ipynb #3edaabd8
+from functools import lru_cache
+
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
@@ -29,19 +31,26 @@ def evened(
 # %% ../../nbs/5_translate/11d_axis.ipynb #332d5259
 TILTS = np.arange(-24., 25., 6.)  # degrees from the front-to-back direction
 
+@lru_cache(len(TILTS))
+def _corners(nx: int, ny: int, sx: float, sy: float, degrees: float) -> list:
+    "The four voxels around each turned one: their shares and where they are; the same for all scans of one shape."
+    a, found = np.deg2rad(degrees), []
+    x, y = np.meshgrid((np.arange(nx) - (nx - 1)/2)*sx, (np.arange(ny) - (ny - 1)/2)*sy, indexing="ij")
+    u, w = (np.cos(a)*x - np.sin(a)*y)/sx + (nx - 1)/2, (np.sin(a)*x + np.cos(a)*y)/sy + (ny - 1)/2
+    for i, j in ((np.floor(u) + di, np.floor(w) + dj) for di in (0, 1) for dj in (0, 1)):
+        share = np.where((i >= 0) & (i < nx) & (j >= 0) & (j < ny), (1 - abs(u - i))*(1 - abs(w - j)), 0).ravel().astype(np.float32)
+        found.append((share[:, None], (np.clip(i, 0, nx - 1)*ny + np.clip(j, 0, ny - 1)).ravel().astype(int)))
+    return found
+
 def turned(
     f: np.ndarray,   # (x, y, z)
     spacing: tuple,  # mm
     degrees: float,  # in the plane of the slice
 ) -> np.ndarray:  # the same shape; 0 outside
     "All slices turned about the middle of the field, linear between voxels."
-    (nx, ny, nz), a = f.shape, np.deg2rad(degrees)
-    x, y = np.meshgrid(*((np.arange(n) - (n - 1)/2)*s for n, s in zip((nx, ny), spacing)), indexing="ij")
-    u, w = (np.cos(a)*x - np.sin(a)*y)/spacing[0] + (nx - 1)/2, (np.sin(a)*x + np.cos(a)*y)/spacing[1] + (ny - 1)/2
+    nx, ny, nz = f.shape
     out, rows = np.zeros((nx*ny, nz), np.float32), f.reshape(nx*ny, nz)
-    for i, j in ((np.floor(u) + di, np.floor(w) + dj) for di in (0, 1) for dj in (0, 1)):
-        share = np.where((i >= 0) & (i < nx) & (j >= 0) & (j < ny), (1 - abs(u - i))*(1 - abs(w - j)), 0).ravel().astype(np.float32)
-        out += share[:, None]*rows[(np.clip(i, 0, nx - 1)*ny + np.clip(j, 0, ny - 1)).ravel().astype(int)]
+    for share, place in _corners(nx, ny, float(spacing[0]), float(spacing[1]), float(degrees)): out += share*rows[place]
     return out.reshape(f.shape)
 
 # %% ../../nbs/5_translate/11d_axis.ipynb #34cf7ee4

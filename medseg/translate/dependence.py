@@ -43,7 +43,10 @@ def distance_correlation(
     "How much distances of one kind say about distances of the other; Székely & Rizzo 2014, eq. 2.7."
     for name, d in (("a", a), ("b", b)):
         if np.ndim(d) != 2 or len(d) != len(a) or len(set(np.shape(d))) != 1 or len(d) < 4: raise ValueError(f"{name} must be (n, n) distances of 4 volumes or more, got {np.shape(d)}")
-    a, b = u_centred(np.asarray(a, float)), u_centred(np.asarray(b, float))
+    return _of_centred(u_centred(np.asarray(a, float)), u_centred(np.asarray(b, float)))
+
+def _of_centred(a: np.ndarray, b: np.ndarray) -> float:
+    "The same of distances that are centred already."
     size = np.sqrt((a*a).sum()*(b*b).sum())
     return float((a*b).sum()/size) if size > 1e-12 else 0.
 
@@ -57,5 +60,6 @@ def dependence(
     "How much outputs depend on inputs, and whether that could be chance."
     a, b = distances(inputs, spacing), distances(outputs, spacing)
     value, rng = distance_correlation(a, b), np.random.default_rng(seed)
-    others = [distance_correlation(a, b[np.ix_(order, order)]) for order in (rng.permutation(len(b)) for _ in range(permutations))]
+    a, b = u_centred(a), u_centred(b)  # once: another order of the volumes only moves rows and columns
+    others = [_of_centred(a, b[np.ix_(order, order)]) for order in (rng.permutation(len(b)) for _ in range(permutations))]
     return dict(distance_correlation=value, p=float((1 + sum(o >= value - 1e-9 for o in others))/(1 + permutations)), volumes=len(b), trusted_from=6)
