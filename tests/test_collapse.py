@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from medseg.cli import main
 from medseg.data.unpaired import CT_RANGE, scale_ct, scale_mr, unscale_ct
 from medseg.translate.panel import ENOUGH, TRUSTED, panel
 from medseg.translate.panelpage import number_rows, panel_page
@@ -20,7 +21,7 @@ from medseg.volumes.spinescan import spine_ct, spine_mr
 from medseg.volumes.volume import Volume, reorient
 from medseg.volumes.write import write_volume
 
-N, MM = 12, (5., 5., 5.)
+N, MM = 10, (5., 5., 5.)
 ASKED = dict(spacing=MM, extent_mm=(120., 120., 80.))
 SUBJECTS = dict(files=N, subjects=N, effective=float(N), groups=[])
 
@@ -54,10 +55,10 @@ def recoloured():
 
 @lru_cache(None)
 def made(kind):
-    "What generators of known illness make of the twelve."
+    "What generators of known illness make of them."
     ct, train = cts(), others()
     return dict(right=lambda: ct, softened=lambda: noisy(soft(ct)), constant=lambda: noisy(train[:1]), equal=lambda: np.repeat(train[:1], N, 0), flat=lambda: np.full_like(ct, -.3), two=lambda: noisy(train[np.arange(N) % 2]), three=lambda: noisy(ct[np.arange(N) % 3]),
-                memorised=lambda: noisy(train[np.arange(N) % 8]), shifted=lambda: noisy(np.roll(ct, 1, 0)), recoloured=recoloured, negative=lambda: -mrs(), identity=lambda: noisy(mrs()), half=lambda: noisy(np.concatenate([ct[:6], train[:6]])))[kind]()
+                memorised=lambda: noisy(train[np.arange(N) % 8]), shifted=lambda: noisy(np.roll(ct, 1, 0)), recoloured=recoloured, negative=lambda: -mrs(), identity=lambda: noisy(mrs()), half=lambda: noisy(np.concatenate([ct[:5], train[:4]])))[kind]()
 
 
 @lru_cache(None)
@@ -65,8 +66,8 @@ def report(kind, train=True): return panel(mrs(), made(kind), cts(), others() if
 
 
 @pytest.mark.parametrize("kind, verdict, kinds, words", [
-    ("right", "healthy", [], "12 of them point to their own input"), ("softened", "healthy", [], "effective volumes"),
-    ("constant", "collapsed", ["constant", "unrelated", "memorised"], "one and the same volume"), ("two", "collapsed", ["few_modes", "memorised"], "2 different volumes"), ("three", "collapsed", ["few_modes"], "3 different volumes, for 4, 4, 4 outputs"),
+    ("right", "healthy", [], f"{N} of them point to their own input"), ("softened", "healthy", [], "effective volumes"),
+    ("constant", "collapsed", ["constant", "unrelated", "memorised"], "one and the same volume"), ("two", "collapsed", ["few_modes", "memorised"], "2 different volumes"), ("three", "collapsed", ["few_modes"], "3 different volumes, for 4, 3, 3 outputs"),
     ("memorised", "collapsed", ["memorised"], "training CTs known by heart"), ("shifted", "collapsed", ["unrelated"], "say nothing of their inputs"), ("half", "partly", ["memorised"], "outputs are training CTs known by heart"),
     ("recoloured", "partly", ["intensity_map"], "a table of grey values explains"), ("negative", "partly", ["intensity_map"], "recoloured, not translated"), ("identity", "partly", ["identity"], "they are their inputs")])
 def test_kinds_are_told_apart_in_words(kind, verdict, kinds, words):
@@ -186,7 +187,7 @@ def folders(tmp_path_factory):
         name = f"pat_{k:02d}.nii.gz"
         write_volume(top/"mr"/name, reorient(mr, "PIR") if k % 2 else mr)
         write_volume(top/"right"/made_name(name), ct)
-        write_volume(top/"one"/made_name(name), Volume(scans()[9][1].voxels, ct.affine))
+        write_volume(top/"one"/made_name(name), Volume(scans()[8][1].voxels, ct.affine))
         write_volume(top/"table"/f"pat/{k}_fake.nii.gz", Volume(np.rint(unscale_ct(recoloured()[k], CT_RANGE)).astype(np.int16), mr.affine))
         write_volume(top/"train"/name, Volume(np.rint(unscale_ct(others()[k], CT_RANGE)).astype(np.int16), ct.affine))
     return top
@@ -213,6 +214,14 @@ def test_names_meet_or_are_refused():
         assert error.value.code == code
 
 
+def says(capsys, monkeypatch, *words):
+    "The command in this process: its status, what it printed, and its errors."
+    monkeypatch.setattr(sys, "argv", ["medseg", *map(str, words)])
+    try: main(); status = 0
+    except SystemExit as e: status = e.code or 0
+    return status, *capsys.readouterr()
+
+
 def medseg(*words):
     done = subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
@@ -226,8 +235,8 @@ def test_command_says_all_in_json(folders, tmp_path):
     assert {"accuracy", "chance", "p"} <= set(told["pairing"])
 
 
-def test_command_without_the_flag_ends_with_zero(folders):
-    status, out, err = medseg("collapse", "--inputs", folders/"mr", "--outputs", folders/"one")
+def test_command_without_the_flag_ends_with_zero(folders, capsys, monkeypatch):
+    status, out, err = says(capsys, monkeypatch, "collapse", "--inputs", folders/"mr", "--outputs", folders/"one")
     assert (status, err) == (0, "") and out.startswith("collapsed: ") and "effective volumes" in out
 
 
@@ -248,6 +257,6 @@ def test_bad_folders_get_one_line(folders, tmp_path, case, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_bad_folder_on_the_command_line(folders, tmp_path):
-    status, out, err = medseg("collapse", "--inputs", folders/"mr", "--outputs", tmp_path/"none", "--json")
+def test_bad_folder_on_the_command_line(folders, tmp_path, capsys, monkeypatch):
+    status, out, err = says(capsys, monkeypatch, "collapse", "--inputs", folders/"mr", "--outputs", tmp_path/"none", "--json")
     assert (status, out, len(err.splitlines())) == (1, "", 1) and err.startswith("error: ") and "needs" in err
