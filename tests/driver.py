@@ -51,11 +51,12 @@ def jupyterlab(room: Path, scans: Path):
 
 @contextlib.contextmanager
 def chromium():
-    "Debian's browser, or playwright's own; playwright's Error if there is none."
+    "Debian's browser, or playwright's own; LookupError if none can be started."
     from playwright import sync_api
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(args=ARGS, **(dict(executable_path=program) if program else {}))
+        try: browser = p.chromium.launch(args=ARGS, **(dict(executable_path=program) if program else {}))
+        except sync_api.Error as e: raise LookupError(f"no browser: {e.message.splitlines()[0]}") from e
         try: yield browser
         finally: browser.close()
 
