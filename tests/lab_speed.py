@@ -19,7 +19,7 @@ from medseg.volumes.write import write_volume
 
 FIRST = """() => {
     window.marks = {};
-    window.addEventListener('mouseup', () => { if (!marks.still) marks.run = performance.now(); }, true);
+    window.addEventListener('pointerup', () => { if (!marks.still) marks.run = performance.now(); }, true);
     const drawn = i => i && i.complete && i.naturalWidth > 0;
     const look = () => {
         const now = performance.now(), still = document.querySelector('.jp-OutputArea img'), all = document.querySelectorAll('.jp-OutputArea img.widget-image');
@@ -71,12 +71,13 @@ def move(page, direction: str, times: int) -> list:
     "From the hand to the picture, ms, one value a move."
     page.get_by_role("button", name=direction).click()
     page.wait_for_timeout(1000)
-    page.evaluate(MOVE)
-    box = page.locator(".widget-slider", has=page.get_by_text("slice", exact=True)).locator(".noUi-handle").bounding_box()
+    page.evaluate("() => { moves.length = 0; }")
+    handle = page.locator(".widget-slider", has=page.get_by_text("slice", exact=True)).locator(".noUi-handle")
+    handle.scroll_into_view_if_needed(); box = handle.bounding_box()
     x, y = box["x"] + box["width"]/2, box["y"] + box["height"]/2
     page.mouse.move(x, y); page.mouse.down()
     for i in range(1, times + 1):
-        page.mouse.move(x + 2*i, y)
+        page.mouse.move(x + 2*(10 - abs(10 - i % 20)) + 1, y)   # there and back
         page.wait_for_function(f"() => moves.length >= {i}")
         page.wait_for_timeout(50)
     page.mouse.up()
@@ -95,6 +96,7 @@ def main(times: int = 5, moves: int = 40):
             for i in range(times): page = opened(f"first{i}.ipynb"); both.append(first(page)); page.close()
             say("first picture", **figures([a for a, _ in both])); say("slider's picture", **figures([b for _, b in both]))
             page = opened("move.ipynb"); run_all(page)
+            page.locator(".jp-OutputArea img.widget-image").wait_for(); page.evaluate(MOVE)
             for direction in ("axial", "coronal", "sagittal"): say(f"move, {direction}", **figures(move(page, direction, moves)))
 
 
