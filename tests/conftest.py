@@ -10,7 +10,7 @@ from hostile import HOSTILE, hostile_run
 TOP = Path(__file__).parents[1]
 
 
-LONGEST = ("related", "zdepth", "phantom", "translate_run", "experiments", "generators", "cyclegan", "site", "scale", "spine", "launch", "memory", "provenance")
+LONGEST = ("lab", "related", "zdepth", "phantom", "translate_run", "experiments", "generators", "cyclegan", "site", "scale", "spine", "launch", "memory", "provenance")
 
 
 def pytest_collection_modifyitems(items):

@@ -93,11 +93,11 @@ def plot_choice(
 class Explorer:
     "A collection to walk through; the last line of a cell shows it."
     def __init__(self, found: Found, names: dict | None, live: bool):
-        self.found, self.names, self.browser, self.widget = found, names, None, None
+        self.found, self.names, self.live, self.browser, self.widget = found, names, live, None, None
         self.many, self.note = open_scan(found.rows[0], names)
-        if live: self._build()
 
-    def _build(self):
+    def build(self):   # itself, with ranges, list, plot and slices
+        if self.widget is not None: return self
         import ipywidgets as w
         mm, n = zip(*map(body, self.found.rows))
         wide = dict(layout=dict(width="340px"), style=dict(description_width="60px"))
@@ -109,6 +109,7 @@ class Explorer:
         self.list.observe(lambda change: self._open(change["new"]), "value")
         self.widget = w.VBox([w.HTML("<style>.medseg-list select{font-family:monospace;font-size:11px;white-space:pre}</style>"), w.HBox([w.VBox([self.spacing, self.depth, self.plot]), self.list]), self.said, self.place])
         self._show(0)
+        return self
 
 # %% ../../nbs/2_data/05a_explore.ipynb #fb92aa8c
 def _narrow(self):
@@ -140,11 +141,11 @@ def _table(found: Found) -> str:
     return f"<table><tr><th>{len(found.rows)} scans</th><th>voxels</th><th>mm</th><th></th><th>labels</th><th>flags</th></tr>{rows}{bad}</table>"
 
 def _display(self):
-    "Show table and still, and the page if somebody can use it."
+    "Show table and still, then the page if somebody can use it: the first scan is seen while the rest is made."
     from IPython.display import display
     display({"text/html": _table(self.found) + scroll(self.many, 20, pixels=200).html, "text/plain": f"{len(self.found.rows)} scans, {len(self.found.refused)} refused"}, raw=True)
     if self.note: print(self.note)
-    if self.widget is not None: display(self.widget)
+    if self.live: display(self.build().widget)
 
 Explorer._ipython_display_ = _display
 

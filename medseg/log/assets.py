@@ -67,6 +67,9 @@ PATCHES = (   # file, old, new; each old text is there exactly once
     ("static/vendors*imjoy-loader*.js", rf'\"{_CDN}@oeway/vue-window@2.4.1-a/lib/index.js\"', r'window.medsegAssets + \"vue-window.js\"'),
     ("static/lib_index*.js", "process_url_query: true,", 'process_url_query: false, base_url: window.medsegAssets + "imjoy-core/dist/", default_rpc_base_url: window.medsegAssets + "imjoy-rpc/dist/", default_base_frame: window.medsegAssets + "imjoy-core/dist/default_base_frame.html",'),
     ("static/lib_index*.js", "return await imjoy.pm.createWindow(_plugin, w, extra_config);", 'if (w.src === "medseg-assets") w.src = window.medsegAssets + "itk-vtk-viewer/dist/index.html";\n                    return await imjoy.pm.createWindow(_plugin, w, extra_config);'),
+    ("static/lib_index*.js", '<img src="https://imjoy.io/static/img/imjoy-logo-black.svg" style="height: 17px;">', "itk"),   # a button of each notebook
+    ("assets/imjoy-core/dist/imjoy-core.min.js", 'Jupyter-Engine-Manager.imjoy.html","startup":true', 'Jupyter-Engine-Manager.imjoy.html","startup":false'),
+    ("assets/imjoy-core/dist/imjoy-core.min.js", 'WebPythonWorker.imjoy.html","startup":true', 'WebPythonWorker.imjoy.html","startup":false'),
     ("assets/itk-vtk-viewer/dist/index.html", "https://lib.imjoy.io/imjoy-loader.js", "../../imjoy-core/dist/imjoy-loader.min.js"),
     ("assets/itk-vtk-viewer/dist/index.html", "api_version: '0.2.3'", "base_url: new URL('../../imjoy-rpc/dist/', location.href).href, api_version: '0.2.3'"))
 HOME = 'window.medsegAssets = new URL("../assets/", document.currentScript.src).href;\n'

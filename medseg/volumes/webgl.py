@@ -54,7 +54,7 @@ def niivue(
     import ipywidgets
     from ipyniivue import NiiVue, SliceType
     kinds = {None: SliceType.MULTIPLANAR, 0: SliceType.SAGITTAL, 1: SliceType.CORONAL, 2: SliceType.AXIAL}
-    views = [NiiVue(height=height, is_radiological_convention=True, back_color=(0, 0, 0, 1), slice_type=kinds[only], is_colorbar=False) for _ in many]
+    views = [NiiVue(height=height, is_radiological_convention=True, is_corner_orientation_text=True, back_color=(0, 0, 0, 1), slice_type=kinds[only], is_colorbar=False) for _ in many]
     for view, p in zip(views, many): view.load_volumes(_layers(p))
     for view in views:
         if others := [v for v in views if v is not view]: view.broadcast_to(others, {"2d": True, "3d": True})
@@ -106,4 +106,4 @@ def itkwidget(
         voxels, scale, corner = ngff_parts(thinned(v))
         layers[name] = to_ngff_image(voxels if voxels.dtype.itemsize < 5 else voxels.astype(np.float32), dims=("z", "y", "x"), scale=scale, translation=corner)
     level, width = p.level
-    return itkwidgets.view(**layers, ui="reference", view_mode=view_mode, color_range=[level - width/2, level + width/2])
+    return itkwidgets.view(**layers, ui="reference", view_mode=view_mode, cmap="Grayscale", color_range=[level - width/2, level + width/2])
