@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import lru_cache
+from shutil import copyfile
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import make_scan
 from medseg.log.runs import run_state
-from medseg.translate.alarm import LIMITS, Monitor, Watch, blank, fit_watched, look, looks, made, panel, reasons
+from medseg.translate.alarm import LIMITS, Monitor, Watch, blank, cheap_panel, fit_watched, look, looks, made, reasons
 from medseg.translate.calibration import calibrate, trainings, verdict
 from medseg.translate.causes import CAUSES, RECIPES, short_training
 from medseg.translate.settings import Settings
@@ -26,7 +28,7 @@ from medseg.volumes.files import read_rows
 from medseg.volumes.spinescan import spine_ct, spine_mr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = Settings("resnet1", 3, residual=True, disc_width=3, disc_layers=1, steps=12, pool=3, ema=.9, lr=1e-3)
+SMALL = Settings("resnet1", 3, residual=True, disc_width=3, disc_layers=1, steps=10, pool=3, ema=.9, lr=1e-3)
 
 
 def blobs(seed, size=12):
@@ -39,7 +41,7 @@ PLAIN = dict(variety=(.3, None))  # where what follows from suspicion is tested,
 WATCH = Watch(MR, np.stack([blobs(50 + k)[1] for k in range(3)]))
 
 
-def batches(first, turn, steps=12):
+def batches(first, turn, steps=SMALL.steps):
     for step in range(first, steps): yield *(torch.from_numpy(v[[(step + turn) % 3]])[:, None].float() for v in (MR, WATCH.train)), f"blobs {step}"
 
 
@@ -49,20 +51,39 @@ def deaf(model, after):
     return model
 
 
-def watched(action="go_on", after=99, file=None, s=SMALL):
-    model = deaf(CycleGAN(s), after)
-    monitor = Monitor(WATCH, 2, action, file, PLAIN)
-    return model, monitor, list(fit_watched(model, batches, monitor, check=False))
+CUTS = (5, 6, 7)  # steps after which a training is put down
+
+
+def watched(action="go_on", after=99, folder=None):
+    "The model, the monitor and the rows of a training; where the folder is to hold its states, also how many rows there were at each cut."
+    model = deaf(CycleGAN(SMALL), after)
+    monitor = Monitor(WATCH, 2, action, folder and folder/"diverse.safetensors", PLAIN)
+    rows, cuts = [], {}
+    for kind, row in fit_watched(model, batches, monitor, check=False):
+        rows.append((kind, row))
+        if folder and kind == "train" and model.done in CUTS and model.done not in cuts:
+            cuts[model.done] = len(rows)
+            save_state(folder/f"state_{model.done}.safetensors", model, dict(monitor=monitor.memory))
+            if monitor.file.exists(): copyfile(monitor.file, folder/f"diverse_{model.done}.safetensors")
+    return model, monitor, rows, cuts
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "Trainings watched from beginning to end, each once: `watched` with its answer kept. Nobody changes what it hands out."
+    @lru_cache(None)
+    def once(action="go_on", after=99): return watched(action, after, None if action == "stop" else tmp_path_factory.mktemp("watched"))
+    return once
 
 
 def panels(rows): return [r for kind, r in rows if kind == "panel"]
 
 
 def test_rings_for_a_training_made_to_collapse_and_not_for_a_sound_one():
-    at = dict(spacing=(7., 7., 7.), extent_mm=(112., 112., 112.))
+    at = dict(spacing=(5., 5., 5.), extent_mm=(90., 100., 60.))
     mr, ct, test = ([make_scan(f"{kind} {k}", scan(k, **at).image, kind) for k in range(first, first + 4)] for kind, scan, first in (("MR", spine_mr, 0), ("CT", spine_ct, 500), ("MR", spine_mr, 1000)))
     watch = Watch(np.stack([s.unit() for s in test]), np.stack([s.unit() for s in ct]), at["spacing"])
-    rang = {name: [row["reasons"] for _, row in short_training(RECIPES[name], 3, mr, ct, watch, 15, 3) if row["alarm"]] for name in ("plain", "constant")}
+    rang = {name: [row["reasons"] for _, row in short_training(RECIPES[name], 3, mr, ct, watch, 10, 2) if row["alarm"]] for name in ("plain", "constant")}
     assert not rang["plain"]
     assert len(rang["constant"]) == 1 and any("variety" in why for why in rang["constant"][0])
 
@@ -75,21 +96,21 @@ def test_each_number_of_the_outputs_tells_sick_from_sound(name, sick):
     assert reasons({name: bad}, {name: (low, high)}) and not reasons({name: sound}, {name: (low, high)}), (sound, bad)
 
 
-def test_leak_and_balance_tell_too():
+def test_leak_and_balance_tell_too(trained):
     model = CycleGAN(replace(SMALL, ema=0.))
     out = made(model, MR)
-    numbers = panel(model, WATCH, out, .7)
-    assert numbers["balance"] == .7 and panel(model, WATCH, out, None)["balance"] is None and numbers["leak"] < .1
+    numbers = cheap_panel(model, WATCH, out, .7)
+    assert numbers["balance"] == .7 and cheap_panel(model, WATCH, out, None)["balance"] is None and numbers["leak"] < .1
 
     class Hides(torch.nn.Module):
         training_part = torch.nn.Parameter(torch.zeros(1))
         def __init__(self, way): super().__init__(); self.way, self.one = way, torch.nn.Parameter(torch.zeros(1))
         def forward(self, x): return self.way(x)
     model.networks |= dict(mr2ct=Hides(lambda x: .004*x), ct2mr=Hides(lambda x: 250*x))
-    assert panel(model, WATCH, out, None)["leak"] > .9
-    rows = [r for kind, r in watched()[2] if kind == "train"]
+    assert cheap_panel(model, WATCH, out, None)["leak"] > .9
+    rows = [r for kind, r in trained()[2] if kind == "train"]
     shares = [v for r in rows[:2] for k, v in r.items() if k.startswith("right_")]
-    assert panels(watched()[2])[0]["balance"] == pytest.approx(np.mean(shares)), "the balance is that of the steps since the last look"
+    assert panels(trained()[2])[0]["balance"] == pytest.approx(np.mean(shares)), "the balance is that of the steps since the last look"
 
 
 def test_a_look_leaves_no_trace():
@@ -104,43 +125,40 @@ def test_a_look_leaves_no_trace():
     assert modes == {name: net.training for name, net in model.networks.items()}
 
 
-def test_go_on_stop_roll_back(tmp_path):
-    model, monitor, rows = watched("go_on", after=6)
-    assert model.done == 12 and [r["step"] for r in panels(rows) if r["alarm"]] == [8] == [a["step"] for a in monitor.memory["alarms"]], "one alarm, not one a look"
-    model, monitor, rows = watched("stop", after=6)
+def test_go_on_stop_roll_back(trained):
+    model, monitor, through, _ = trained("go_on", 6)
+    rows = through
+    assert model.done == SMALL.steps and [r["step"] for r in panels(rows) if r["alarm"]] == [8] == [a["step"] for a in monitor.memory["alarms"]], "one alarm, not one a look"
+    model, monitor, rows, _ = trained("stop", 6)
     assert model.done == 8 and panels(rows)[-1]["action"] == "stop"
-    model, monitor, rows = watched("roll_back", 6, tmp_path/"diverse.safetensors")
+    assert rows[:-1] == through[:len(rows) - 1], "saved states on the way leave no trace"
+    model, monitor, rows, _ = trained("roll_back", 6)
     assert [a["action"] for a in monitor.memory["alarms"]] == ["roll_back", "roll_back", "stop"] and monitor.memory["diverse"] == 4
     assert [r["step"] for kind, r in rows if kind == "train"] == [*range(8), *range(4, 8), *range(4, 8)] and model.settings.lr_disc == SMALL.lr_disc/4
-    model, monitor, rows = watched("roll_back", 0, tmp_path/"none.safetensors")
+    model, monitor, rows, _ = trained("roll_back", 0)
     assert [a["action"] for a in monitor.memory["alarms"]] == ["stop"] and model.done == 4, "never diverse: nothing to go back to"
-    _, _, rows = watched("go_on")
+    _, _, rows, _ = trained()
     assert not any(r["reasons"] for r in panels(rows)), "a sound training"
 
 
-def test_a_rolled_back_training_is_where_it_was_and_sees_other_patches(tmp_path):
-    model, monitor, rows = watched("roll_back", 6, tmp_path/"diverse.safetensors")
-    saved, _ = load_state(tmp_path/"diverse.safetensors")
+def test_a_rolled_back_training_is_where_it_was_and_sees_other_patches(trained):
+    model, monitor, rows, _ = trained("roll_back", 6)
+    saved, _ = load_state(monitor.file)
     assert saved.done == 4
     first, second = [r for kind, r in rows if kind == "train" and r["step"] == 4][:2]
     assert second["rate_disc"] == first["rate_disc"]/2 and first["cycle_mr"] != second["cycle_mr"]
 
 
 @pytest.mark.parametrize("action", ("go_on", "roll_back"))
-@pytest.mark.parametrize("cut", (5, 6, 7))
-def test_put_down_and_taken_up_again(tmp_path, cut, action):
+@pytest.mark.parametrize("cut", CUTS)
+def test_put_down_and_taken_up_again(tmp_path, trained, cut, action):
     "A state saved after any step, with the monitor's memory, gives the rest of the rows, looks and alarms included."
-    _, _, whole = watched(action, 6, tmp_path/"a.safetensors")
-    model = deaf(CycleGAN(SMALL), 6)
-    monitor = Monitor(WATCH, 2, action, tmp_path/"b.safetensors", PLAIN)
-    seen = []
-    for kind, row in fit_watched(model, batches, monitor, check=False):
-        seen.append((kind, row))
-        if kind == "train" and model.done == cut: break
-    save_state(tmp_path/"state.safetensors", model, dict(monitor=monitor.memory))
-    model, about = load_state(tmp_path/"state.safetensors")
-    rest = list(fit_watched(deaf(model, 6), batches, Monitor(WATCH, 2, action, tmp_path/"b.safetensors", PLAIN, about["monitor"]), check=False))
-    assert seen + rest == whole
+    _, monitor, whole, cuts = trained(action, 6)
+    model, about = load_state(monitor.file.with_name(f"state_{cut}.safetensors"))
+    kept = monitor.file.with_name(f"diverse_{cut}.safetensors")
+    if kept.exists(): copyfile(kept, tmp_path/"diverse.safetensors")
+    rest = list(fit_watched(deaf(model, 6), batches, Monitor(WATCH, 2, action, tmp_path/"diverse.safetensors", PLAIN, about["monitor"]), check=False))
+    assert rest == whole[cuts[cut]:] and len(rest) > 3
 
 
 def medseg(*words, cwd): return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
@@ -151,8 +169,8 @@ def rows_of(folder, *kinds): return [r for r in read_rows(folder/"rows.jsonl") i
 
 def test_the_experiment_is_stopped_by_its_alarm_and_resumes(tmp_path):
     "A training with far too large steps collapses; the run says so. Killed on the way, it gives the same rows."
-    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(6., 6., 6.), spacing_ct=(6., 6., 6.), extent_mm=(72., 72., 72.))
-    words = ["run", "translate", "-p", "manifest", cohort, "-p", "spacing_mm", 6, "-p", "patch", 12, "-p", "steps", 24, "-p", "threads", 1, "-p", "save_every", 4, "-p", "alarm_every", 3,
+    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(5., 5., 5.), spacing_ct=(5., 5., 5.), extent_mm=(60., 60., 60.))
+    words = ["run", "translate", "-p", "manifest", cohort, "-p", "spacing_mm", 5, "-p", "patch", 12, "-p", "steps", 24, "-p", "threads", 1, "-p", "save_every", 4, "-p", "alarm_every", 3,
              "-p", "alarm", "stop", "-p", "residual", "true", "-p", "lr", .06, "-p", "cycle", 0, "-p", "identity", 0]
     done = medseg(*words, "--out", "whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 "The collapse panel: kinds told apart in words, every number alive and falling with collapse, folders, page and command."
 import json
-import subprocess
 import sys
+import warnings
 from functools import lru_cache
 
 import nibabel as nib
@@ -21,7 +21,7 @@ from medseg.volumes.spinescan import spine_ct, spine_mr
 from medseg.volumes.volume import Volume, reorient
 from medseg.volumes.write import write_volume
 
-N, MM = 10, (5., 5., 5.)
+N, MM = 8, (5., 5., 5.)
 ASKED = dict(spacing=MM, extent_mm=(120., 120., 80.))
 SUBJECTS = dict(files=N, subjects=N, effective=float(N), groups=[])
 
@@ -58,7 +58,7 @@ def made(kind):
     "What generators of known illness make of them."
     ct, train = cts(), others()
     return dict(right=lambda: ct, softened=lambda: noisy(soft(ct)), constant=lambda: noisy(train[:1]), equal=lambda: np.repeat(train[:1], N, 0), flat=lambda: np.full_like(ct, -.3), two=lambda: noisy(train[np.arange(N) % 2]), three=lambda: noisy(ct[np.arange(N) % 3]),
-                memorised=lambda: noisy(train[np.arange(N) % 8]), shifted=lambda: noisy(np.roll(ct, 1, 0)), recoloured=recoloured, negative=lambda: -mrs(), identity=lambda: noisy(mrs()), half=lambda: noisy(np.concatenate([ct[:5], train[:4]])))[kind]()
+                memorised=lambda: noisy(train), shifted=lambda: noisy(np.roll(ct, 1, 0)), recoloured=recoloured, negative=lambda: -mrs(), identity=lambda: noisy(mrs()), half=lambda: noisy(np.concatenate([ct[:4], train[:4]])))[kind]()
 
 
 @lru_cache(None)
@@ -67,7 +67,7 @@ def report(kind, train=True): return panel(mrs(), made(kind), cts(), others() if
 
 @pytest.mark.parametrize("kind, verdict, kinds, words", [
     ("right", "healthy", [], f"{N} of them point to their own input"), ("softened", "healthy", [], "effective volumes"),
-    ("constant", "collapsed", ["constant", "unrelated", "memorised"], "one and the same volume"), ("two", "collapsed", ["few_modes", "memorised"], "2 different volumes"), ("three", "collapsed", ["few_modes"], "3 different volumes, for 4, 3, 3 outputs"),
+    ("constant", "collapsed", ["constant", "unrelated", "memorised"], "one and the same volume"), ("two", "collapsed", ["few_modes", "memorised"], "2 different volumes"), ("three", "collapsed", ["few_modes"], "3 different volumes, for 3, 3, 2 outputs"),
     ("memorised", "collapsed", ["memorised"], "training CTs known by heart"), ("shifted", "collapsed", ["unrelated"], "say nothing of their inputs"), ("half", "partly", ["memorised"], "outputs are training CTs known by heart"),
     ("recoloured", "partly", ["intensity_map"], "a table of grey values explains"), ("negative", "partly", ["intensity_map"], "recoloured, not translated"), ("identity", "partly", ["identity"], "they are their inputs")])
 def test_kinds_are_told_apart_in_words(kind, verdict, kinds, words):
@@ -132,7 +132,7 @@ WAYS = {  # collapse: (what outputs are drawn to, number: sign of its change)
                  "diversity.ssim_outputs": 1, "diversity.distance_outputs": -1, "dependence.distance_correlation": -1, "dependence.p": 1, "curvature.agreement": -1}),
     "one": (lambda: np.broadcast_to(others()[2], cts().shape), {"coverage.coverage": -1, "memorised.share": 1, "effective_volumes": -1, "diversity_ratio": -1}),
     "table": (recoloured, {"explained.table": 1, "explained.line": 1, "coverage.density": -1, "coverage.coverage": -1}),
-    "others": (lambda: others()[np.arange(N) % 8], {"memorised.share": 1, "memorised.seen": 1, "pairing.accuracy": -1})}
+    "others": (lambda: others(), {"memorised.share": 1, "memorised.seen": 1, "pairing.accuracy": -1})}
 
 
 @pytest.mark.parametrize("kind", WAYS)
@@ -187,7 +187,7 @@ def folders(tmp_path_factory):
         name = f"pat_{k:02d}.nii.gz"
         write_volume(top/"mr"/name, reorient(mr, "PIR") if k % 2 else mr)
         write_volume(top/"right"/made_name(name), ct)
-        write_volume(top/"one"/made_name(name), Volume(scans()[8][1].voxels, ct.affine))
+        write_volume(top/"one"/made_name(name), Volume(scans()[7][1].voxels, ct.affine))
         write_volume(top/"table"/f"pat/{k}_fake.nii.gz", Volume(np.rint(unscale_ct(recoloured()[k], CT_RANGE)).astype(np.int16), mr.affine))
         write_volume(top/"train"/name, Volume(np.rint(unscale_ct(others()[k], CT_RANGE)).astype(np.int16), ct.affine))
     return top
@@ -216,19 +216,15 @@ def test_names_meet_or_are_refused():
 
 def says(capsys, monkeypatch, *words):
     "The command in this process: its status, what it printed, and its errors."
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(sys, "argv", ["medseg", *map(str, words)])
     try: main(); status = 0
     except SystemExit as e: status = e.code or 0
     return status, *capsys.readouterr()
 
 
-def medseg(*words):
-    done = subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_command_says_all_in_json(folders, tmp_path):
-    status, out, err = medseg("collapse", "--inputs", folders/"mr", "--outputs", folders/"one", "--real", folders/"right", "--html", tmp_path/"p.html", "--json", "--fail-on-collapse")
+def test_command_says_all_in_json(folders, tmp_path, capsys, monkeypatch):
+    status, out, err = says(capsys, monkeypatch, "collapse", "--inputs", folders/"mr", "--outputs", folders/"one", "--real", folders/"right", "--html", tmp_path/"p.html", "--json", "--fail-on-collapse")
     told = json.loads(out)
     assert (status, err, told["verdict"]) == (1, "", "collapsed") and (tmp_path/"p.html").read_text().startswith("<!doctype html>")
     assert {"pairing", "effective_volumes", "diversity_ratio", "real_ratio", "modes", "coverage", "memorised", "dependence", "curvature", "explained", "verdict", "reasons", "trusted_from", "seconds", "cases"} <= set(told)
