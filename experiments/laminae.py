@@ -1,18 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     cell_metadata_filter: tags
-#     notebook_metadata_filter: kernelspec,-kernelspec.language
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     name: python3
-# ---
-
 # %% [markdown]
 # # The missing laminae
 #

@@ -104,7 +104,7 @@ def test_the_experiment_on_dimensions_trains_none_twice(tmp_path):
     assert sum("resolves nothing" in n or "lies below" in n for n in told["notes"]) >= 7, "each score says what it resolves"
     made = {m: m.stat().st_mtime_ns for m in models}
     models[-1].unlink(); (tmp_path/"a"/"result.json").unlink()
-    again = medseg("dimensions", "-p", "dims", "2", "-p", "resume", "true", "--out", "a", cwd=tmp_path)
+    again = medseg("dimensions", "--resume", "a", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert all(m.stat().st_mtime_ns == t for m, t in made.items() if m != models[-1]) and models[-1].exists()
     assert json.dumps(json.loads(again.stdout)["table"]) == json.dumps(told["table"]), "a training done again is the same training"

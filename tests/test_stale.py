@@ -16,7 +16,7 @@ from medseg.log.uses import chapter_code, chapter_uses, read_package
 USERS = {
     "medseg.translate.scores.otsu_bone": ["5_translate/08_scores.ipynb", "5_translate/08a_baselines.ipynb", "5_translate/13b_surface.ipynb", "5_translate/13c_parts.ipynb", "5_translate/14_trial.ipynb"],
     "medseg.segment.unet.split_classes": ["4_segment/02_unet.ipynb", "4_segment/05_predict.ipynb", "6_log/05_cli.ipynb"],
-    "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb"]}
+    "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb", "5_translate/12c_alarm.ipynb", "5_translate/12d_causes.ipynb"]}
 
 
 
