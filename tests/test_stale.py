@@ -68,10 +68,11 @@ def test_three_functions_make_exactly_their_users_stale(changed):
     assert others <= set(stale(TOP)), "nothing else, and nothing for a comment"
 
 
-TRACE = """import sys, threading
+PACKAGE = f"{TOP/'medseg'}/"   # not any folder of that name: a clone is called so too
+TRACE = f"""import sys, threading
 _called = set()
 def _note(frame, event, arg):
-    if event == "call" and frame.f_code.co_flags & 1 and "/medseg/" in (file := frame.f_code.co_filename): _called.add((file.split("/medseg/")[-1], frame.f_code.co_qualname))
+    if event == "call" and frame.f_code.co_flags & 1 and (file := frame.f_code.co_filename).startswith({PACKAGE!r}): _called.add((file.removeprefix({PACKAGE!r}), frame.f_code.co_qualname))
 sys.setprofile(_note)"""
 
 
