@@ -21,12 +21,12 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo
 	medseg demo
 
-# two chapters or two test files at a time, each on one core
+# two chapters or two test files at a time, each on one core; experiments are run by the tests, through papermill
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	-python tests/browser.py
 	python -m pytest tests/test_sync.py
-	nbdev_test --n_workers 2 --do_print
+	nbdev_test --n_workers 2 --do_print --skip_folder_re '^([_.]|experiments$$)'
 	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make test` does

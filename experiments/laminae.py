@@ -5,17 +5,24 @@
 #
 # **Prediction, before any run.** From an MR without laminae there are none in the bone, bodies being as they were: the symptom of B37. From an MR that shows them a short training finds some, fewer than of the bodies: laminae are thin. So the symptom alone does not tell the cause; only looking at the MR does.
 #
-# Without translators this notebook trains one for seconds: a smoke run, which proves that the path is whole and nothing else.
+# Translators can be named. Without, each seed trains two that differ in one thing: one learns from CTs of whole people, one from CTs of people without laminae, as after a laminectomy. **Prediction.** The second loses the laminae of
+# everybody and keeps the bodies: the symptom of B37 again, though the MR shows all. By default these trainings take seconds: a smoke run, which proves that the path is whole and nothing else.
 
 # %% tags=["parameters"]
 name = "smoke"          # of the run, free text
-models = ""             # translators, .safetensors files with commas between; "" trains one
+models = ""             # translators, .safetensors files with commas between; "" trains two for each seed
 people = 1              # phantoms to look at
 first = 1000            # number of the first
 anatomy = 0             # seed of the phantoms
 extent_mm = "78,96,66"  # of the phantoms, along x, y, z
 scan_mm = 3.0           # voxel size of the scans
-steps = 2               # of the training, if there is one
+seeds = "0"             # of the trainings, if there are any
+train = 1               # people with an MR to train on, and as many others with a CT
+train_mm = 6.0          # voxel size of the trainings
+patch = "8,8,8"         # voxels along x, y, z
+width = 4               # of the generator and the discriminator
+steps = 2               # of each training
+threads = 1             # CPU threads; 0 leaves the setting
 note = ""               # a sentence for the page
 out = ""                # folder of the run; "" makes runs/laminae-<time>
 
@@ -25,10 +32,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from medseg.data.unpaired import PatchDraw, make_scan, on_grid, unpaired_batches
 from medseg.log.runs import finish_run, start_run
+from medseg.train.bands import bands, told_apart
 from medseg.translate.bone import bone_mask, patient_mask
 from medseg.translate.parts import part_report, sentence, visible
 from medseg.translate.predict import TranslateRecipe, load_translator, save_translator, translate_scan
@@ -45,17 +54,23 @@ from medseg.volumes.vertebra import PIECES, SPINE
 # %%
 @dataclass(frozen=True)
 class Config:
-    name: str; models: str; people: int; first: int; anatomy: int; extent_mm: str; scan_mm: float; steps: int; note: str
+    name: str; models: str; people: int; first: int; anatomy: int; extent_mm: str; scan_mm: float; seeds: str; train: int; train_mm: float; patch: str; width: int; steps: int; threads: int; note: str
 
     def __post_init__(self):
-        if self.people < 1 or self.steps < 1: raise ValueError(f"people and steps must be at least 1, got {self.people} and {self.steps}")
+        if min(self.people, self.train, self.steps) < 1: raise ValueError(f"people, train and steps must be at least 1, got {self.people}, {self.train} and {self.steps}")
+        self.every_seed, self.draw
 
     @property
-    def scan(self): return dict(spacing=(self.scan_mm,)*3, extent_mm=tuple(map(float, self.extent_mm.split(","))))
+    def extent(self): return tuple(map(float, self.extent_mm.split(",")))
+    @property
+    def every_seed(self): return [int(s) for s in self.seeds.split(",")]
+    @property
+    def draw(self): return PatchDraw(tuple(map(int, self.patch.split(","))))
 
 
 config = Config(**{f.name: globals()[f.name] for f in fields(Config)})
 run = start_run("laminae", asdict(config), out)
+if threads: torch.set_num_threads(threads)
 
 # %% [markdown]
 # ## Run
@@ -63,15 +78,29 @@ run = start_run("laminae", asdict(config), out)
 # Each person has a CT, an MR, and an MR as it would be without laminae. All bone is judged against the true parts of the whole person.
 
 # %%
-files = [Path(f.strip()) for f in config.models.split(",") if f.strip()]
-if not files:
-    settings = Settings(generator="resnet1", width=4, disc_width=4, disc_layers=1, steps=config.steps, spacing=(6.,)*3)
-    sides = [[make_scan("0", make(0, config.anatomy, **config.scan).image, kind, 6., (-300., 900.))] for make, kind in ((spine_mr, "MR"), (spine_ct, "CT"))]
-    model, draw = CycleGAN(settings), PatchDraw((8, 8, 8))
-    for row in fit_cyclegan(model, unpaired_batches(*sides, draw, config.steps)): run.row("train", row)
-    files = [save_translator(run.folder/"model.safetensors", model.translator(), TranslateRecipe("resnet1", 4, patch=(8, 8, 8), spacing_mm=6., ct_range=(-300., 900.)), dict(run=config.name))]
+WINDOW = (-300., 900.)  # HU that become -1 and 1
+
+
+def scans(make, people, mm, **more): return {k: make(k, config.anatomy, spacing=(mm,)*3, extent_mm=config.extent, **more) for k in people}
+
+
+def sides(laminae): # MRs of some people, CTs of others
+    pairs = (spine_mr, "MR", range(config.train), {}), (spine_ct, "CT", range(config.train, 2*config.train), dict(laminae=laminae))
+    return [[make_scan(str(k), s.image, kind, config.train_mm, WINDOW) for k, s in scans(make, people, config.train_mm, **more).items()] for make, kind, people, more in pairs]
+
+
+files = {Path(f.strip()): ("", None) for f in config.models.split(",") if f.strip()}
+trainings, done = [] if files else [(whole, seed) for whole in (True, False) for seed in config.every_seed], 0
+taught = {whole: sides(whole) for whole in dict.fromkeys(w for w, _ in trainings)}
+for whole, seed in trainings:
+    s = Settings("resnet2", config.width, disc_width=config.width, disc_layers=2, adversarial=3., identity=2., gradient=2., lr=.001, lr_disc=.0002, decay_from=.5, ema=.98, steps=config.steps, spacing=(config.train_mm,)*3, seed=seed)
+    model = CycleGAN(s)
+    for row in fit_cyclegan(model, unpaired_batches(*taught[whole], config.draw, config.steps)):
+        done += 1; run.row("train", dict(row, step=done, steps=config.steps*len(trainings), laminae=whole, seed=seed))
+    file = run.folder/f"{'with' if whole else 'without'}_laminae_{seed}.safetensors"
+    files[save_translator(file, model.translator(), TranslateRecipe("resnet2", config.width, patch=config.draw.size, spacing_mm=config.train_mm, ct_range=WINDOW), dict(run=config.name, seed=seed))] = f", taught by CTs {'with' if whole else 'without'} laminae", seed
 who = range(config.first, config.first + config.people)
-cts, shows, lacks = ({k: make(k, config.anatomy, **config.scan, **more) for k in who} for make, more in ((spine_ct, {}), (spine_mr, {}), (spine_mr, dict(laminae=False))))
+cts, shows, lacks = (scans(make, who, config.scan_mm, **more) for make, more in ((spine_ct, {}), (spine_mr, {}), (spine_mr, dict(laminae=False))))
 inputs = {"MR with laminae": shows, "MR without": lacks}
 body = {k: patient_mask(s.image) for k, s in cts.items()}
 
@@ -87,24 +116,24 @@ def coarse(k, mm): return bone_mask(resample_to(on_grid(cts[k].image, mm), cts[k
 # A translator works on coarse voxels, and on those a thin lamina is partly lost in a measured CT too. So there are four ways to bone: the measured CT, the measured CT on the translator's voxels, and the two made CTs, which are set against the second.
 
 # %%
-def told(ct_kind, k, translator, mask, like, kind=None):
+def told(ct_kind, k, translator, mask, like, kind=None, seed=None):
     "A row for each part, with the sentence of the report."
     report = part_report(mask, cts[k].labels, None, cts[k].facts["levels"], like)
     for part, r in report["parts"].items():
         shown = seen(kind, k, part) if kind and part == "lamina" and r["state"] != "found" else None
-        yield dict(bone_of=ct_kind, subject=k, translator=translator, part=part, recall=r["recall"], best=r["best"], state=r["state"], seen=shown, false_share=report["false_share"], says=sentence(part, r["state"], r["recall"], shown))
+        yield dict(bone_of=ct_kind, subject=k, translator=translator, seed=seed, part=part, recall=r["recall"], best=r["best"], state=r["state"], seen=shown, false_share=report["false_share"], says=sentence(part, r["state"], r["recall"], shown))
 
 
 table, made = [], {}
 for k in who:
     table += told("measured CT", k, "", bone_mask(cts[k].image, body=body[k])[0], None)
-    for n, file in enumerate(files):
+    for n, (file, (by, seed)) in enumerate(files.items()):
         net, recipe = load_translator(file)
         best = coarse(k, recipe.spacing_mm)
         if not n: table += told(f"measured CT, {recipe.spacing_mm:g} mm", k, "", best, None)
         for kind, scans in inputs.items():
             made[kind, k, n] = translate_scan(net, recipe, scans[k].image)[0]
-            table += told(f"CT made of {kind}", k, file.stem, bone_mask(made[kind, k, n], body=body[k])[0], best, kind)
+            table += told(f"CT made of {kind}{by}", k, file.stem, bone_mask(made[kind, k, n], body=body[k])[0], best, kind, seed)
 for r in table: run.row("part", r)
 
 # %% [markdown]
@@ -128,12 +157,17 @@ lamina = [r for r in table if r["part"] == "lamina" and r["translator"]]
 lost = [r for r in lamina if r["state"] == "missing"]
 counts = {w: f"{sum(r['bone_of'] == w for r in lost)} of {sum(r['bone_of'] == w for r in lamina)}" for w in ways if "made" in w}
 blame = f"laminae missing from {len(lost)} of {len(lamina)} made CTs: {sum(bool(r['seen']) for r in lost)} although the MR shows them, {sum(r['seen'] is False for r in lost)} because it does not"
-pairs = [(a["recall"], b["recall"]) for a in lamina for b in lamina if a["bone_of"] == "CT made of MR with laminae" and b["bone_of"] == "CT made of MR without" and (a["subject"], a["translator"]) == (b["subject"], b["translator"])]
+pairs = [(a["recall"], b["recall"]) for a in lamina for b in lamina if a["bone_of"].startswith("CT made of MR with laminae") and b["bone_of"].startswith("CT made of MR without") and (a["subject"], a["translator"]) == (b["subject"], b["translator"])]
 effect = f"taking the laminae out of the MR changes their recall by {np.mean([b - a for a, b in pairs]):+.2f} on average, {min(b - a for a, b in pairs):+.2f} to {max(b - a for a, b in pairs):+.2f} over {len(pairs)} pairs"
 false = {w: float(np.mean([r["false_share"] for r in table if r["bone_of"] == w])) for w in ways}
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + [f"{w}: " + ", ".join(f"{p} {v:.2f}" for p, v in m.items()) + f"; {false[w]:.0%} of the mask is no bone" for w, m in mean.items()] + [blame, effect]
 headline = {f"lamina recall, {w}": round(m["lamina"], 3) for w, m in mean.items()} | {f"laminae missing, {w}": c for w, c in counts.items()}
-result = finish_run(run, headline=headline, table=table, cost=dict(updates=0 if config.models else config.steps), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
+if trainings:
+    by_teacher = {part: [dict(r, taught=r["bone_of"].partition("taught by ")[2]) for r in table if r["part"] == part and r["bone_of"].startswith("CT made of MR with laminae")] for part in ("lamina", "body")}
+    says = {part: f"{told_apart(bands(rows, 'taught', 'recall'))} (" + "; ".join(f"{t} {low:.2f} to {high:.2f} around {m:.2f}" for t, (low, m, high) in bands(rows, "taught", "recall").items()) + ")" for part, rows in by_teacher.items()}
+    headline |= {f"recall of the {part}, by the CTs that taught": told_apart(bands(rows, "taught", "recall")) for part, rows in by_teacher.items()}
+    notes += [f"Recall of the {part} in a CT made of an MR that shows the laminae, {config.steps} updates each: {told}." for part, told in says.items()]
+result = finish_run(run, headline=headline, table=table, cost=dict(updates=done, trainings=len(trainings)), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

@@ -117,3 +117,27 @@ def test_demo_on_a_manifest_holds_each_patient_out(cohort, tmp_path):
 def test_every_parameter_has_a_kind():
     known = parameters(SEGMENT)
     assert len(known) > 15 and {type(v) for v in known.values()} <= {str, int, float, bool}
+
+
+def test_every_experiment_is_run_by_a_test():
+    "nbdev's runner takes the chapters; experiments run as users run them, by papermill."
+    asked = "".join(p.read_text() for p in (TOP/"tests").glob("test_*.py"))
+    for path in (TOP/"nbs"/"experiments").glob("*.ipynb"):
+        assert f'"run", "{path.stem}"' in asked or f'medseg("{path.stem}"' in asked, f"no test runs {path.stem}"
+
+
+def test_slabs_against_neighbours(tmp_path):
+    done = medseg("run", "slabs", "-p", "testers", "2", "-p", "spacings", "3,8", "--out", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    cells = {(r["depth"], r["target"]) for r in told["table"]}
+    assert cells == {(1, "middle"), (10, "all"), (3, "middle"), (5, "middle")} and {r["slices"] for r in told["table"]} == {"thin", "thick"}
+    assert told["cost"]["trainings"] == 4 and told["data"] == "phantom" and (tmp_path/"run"/"page.html").exists()
+
+
+def test_trainings_brought_to_collapse(tmp_path):
+    done = medseg("run", "collapse", "--out", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {"recipe", "cause", "seed", "step"} <= set(told["table"][0]) and told["headline"]["trainings"] == len(told["table"])
+    assert 0 < told["headline"]["made to collapse"] == sum(bool(r["cause"]) for r in told["table"]) and told["data"] == "phantom"

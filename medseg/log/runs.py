@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matplotlib.figure import Figure
 
 from ..volumes.files import InputError, append_row, atomic, code_digest, digest, plain, read_rows, write_json, write_text
 
@@ -33,7 +32,7 @@ class Run:
         "Add a line to rows.jsonl: `kind` says what it is, such as train or subject."
         append_row(self.folder/"rows.jsonl", dict(kind=kind, **values))
 
-    def figure(self, fig: Figure, name: str, caption: str):
+    def figure(self, fig, name: str, caption: str):  # a figure of matplotlib
         "Keep a figure as figures/name.png with what it shows in words."
         with atomic(self.folder/"figures"/f"{name}.png") as new: fig.savefig(new, dpi=100, bbox_inches="tight")
         known = self.folder/"figures"/"captions.json"

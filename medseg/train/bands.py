@@ -9,7 +9,7 @@ __all__ = ['interval', 'bands', 'told_apart', 'effect', 'grid']
 from itertools import product
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit  # Student's t; all of scipy.stats would take a second to load
 
 # %% ../../nbs/3_train/05_bands.ipynb #7b0a0001
 def interval(
@@ -19,7 +19,7 @@ def interval(
     "The mean over seeds and where it may lie, by Student's t."
     n, mean = len(values), float(np.mean(values))
     if n < 2: return float("nan"), mean, float("nan")
-    half = float(student.ppf((1 + share)/2, n - 1)*np.std(values, ddof=1)/n**.5)
+    half = float(stdtrit(n - 1, (1 + share)/2)*np.std(values, ddof=1)/n**.5)
     return mean - half, mean, mean + half
 
 # %% ../../nbs/3_train/05_bands.ipynb #dbf668bf

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 # %% ../../nbs/3_train/03_memory.ipynb #99611bf0
 class LiveBytes(TorchDispatchMode):
@@ -25,6 +25,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0       # bytes made in the block and alive: at present, and at most
         self.held = 0                  # bytes of what was there before and has been used in the block
+        self.flops = 0                 # see the function `flops`
         self.label = ""                # what to call the tensors made from here on; see `named`
         self.course = []               # `now` after each operation
         self.at_peak, self._makers, self._seen = {}, Counter(), {}
@@ -33,6 +34,7 @@ class LiveBytes(TorchDispatchMode):
         for t in tree_iter((args, kwargs)): self._old(t)
         made = operation(*args, **(kwargs or {}))
         for t in tree_iter(made): self._new(t, self.label or operation.overloadpacket.__name__)
+        if reckon := flop_registry.get(operation.overloadpacket): self.flops += reckon(*args, **(kwargs or {}), out_val=made)
         self.course.append(self.now)
         return made
 

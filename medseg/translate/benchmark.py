@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from ..train.memory import LiveBytes, flops
+from ..train.memory import LiveBytes
 from .perceptual import Perceptual, thick_axes
 from .planner import gradients, shadow
 from .settings import Settings
@@ -48,17 +48,12 @@ def cost(
     s: Settings,
     patch: tuple[int, int, int],  # voxels along x, y, z
     axes: tuple[int, ...] = (0, 1, 2),  # that VGG slices across
-    work: bool = True,            # count operations too
 ) -> dict:  # bytes: at most alive, made by the step; flops; course: bytes alive after each operation
     "What a step costs in one form, without weights, Adam's means and scratch space."
     s = replace(s, **FORMS[form])
     with shadow(s) as model, LiveBytes() as live:
         dress(model, form, axes); gradients(model, patch)
-    found = dict(bytes=live.peak, course=live.course, flops=0)
-    if work:
-        with shadow(s) as model:
-            dress(model, form, axes); found["flops"] = flops(lambda: gradients(model, patch))
-    return found
+    return dict(bytes=live.peak, course=live.course, flops=live.flops)
 
 # %% ../../nbs/5_translate/10_benchmark.ipynb #0b3af097
 def form_gradients(
