@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 from conftest import TOP
 
-from medseg.log.stale import FILE, notebooks, read_digests, stale
+from medseg.log.stale import FILE, file_digest, notebooks, read_digests, stale
 from medseg.log.uses import chapter_code, chapter_uses, read_package
 
 # Who uses three functions, found by reading: their own chapter, chapters that call them, chapters that call what calls them.
@@ -91,3 +91,12 @@ def test_no_function_is_called_that_the_digest_does_not_cover(chapter):
 def test_the_file_is_small_and_has_one_line_a_chapter():
     text = (TOP/FILE).read_text()
     assert len(text) < 200_000 and text.count('"cells"') == len(notebooks(TOP)) == sum('"cells"' in line for line in text.splitlines())
+
+
+def test_a_folder_counts_without_what_no_clone_has(tmp_path):
+    for name in ("a.ipynb", "b.ipynb"): (tmp_path/name).write_text("{}")
+    before = file_digest(tmp_path)
+    for name in ("runs", ".ipynb_checkpoints", "__pycache__"): (tmp_path/name).mkdir()
+    assert file_digest(tmp_path) == before
+    (tmp_path/"c.ipynb").write_text("{}")
+    assert file_digest(tmp_path) != before

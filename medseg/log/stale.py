@@ -24,7 +24,7 @@ def file_digest(
     path: Path,  # a file, or a folder, whose names count
 ) -> str:
     "What a file or folder is like now, as one word."
-    if path.is_dir(): return digest(*sorted(p.name for p in path.iterdir()))[:8]
+    if path.is_dir(): return digest(*sorted(p.name for p in path.iterdir() if p.name != "runs" and p.name[0] not in "._"))[:8]  # without what no clone has
     return digest(path)[:8] if path.is_file() else "missing"
 
 def output_digest(
