@@ -20,7 +20,7 @@ from ..volumes.files import InputError, atomic, write_json
 from ..volumes.survey import survey
 
 # %% ../../nbs/6_log/04_demo.ipynb #e645bd17
-SETTINGS = dict(target="middle", depth=5, attention="both", width=16, levels=4, inplane_mm=3., crop=128, batch=8, steps=240, lr=3e-3)
+SETTINGS = dict(target="middle", depth=5, attention="both", width=16, levels=4, inplane_mm=3., crop=128, batch=8, steps=140, lr=3e-3)
 
 # %% ../../nbs/6_log/04_demo.ipynb #853e8dd6
 def demo_runs(
