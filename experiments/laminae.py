@@ -90,15 +90,15 @@ def sides(laminae): # MRs of some people, CTs of others
 
 
 files = {Path(f.strip()): ("", None) for f in config.models.split(",") if f.strip()}
-trainings, done = [] if files else [(whole, seed) for whole in (True, False) for seed in config.every_seed], 0
-taught = {whole: sides(whole) for whole in dict.fromkeys(w for w, _ in trainings)}
-for whole, seed in trainings:
+trainings = [] if files else [(word, seed) for word in ("with", "without") for seed in config.every_seed]
+taught = {word: sides(word == "with") for word in dict.fromkeys(w for w, _ in trainings)}
+for n, (word, seed) in enumerate(trainings):
     s = Settings("resnet2", config.width, disc_width=config.width, disc_layers=2, adversarial=3., identity=2., gradient=2., lr=.001, lr_disc=.0002, decay_from=.5, ema=.98, steps=config.steps, spacing=(config.train_mm,)*3, seed=seed)
     model = CycleGAN(s)
-    for row in fit_cyclegan(model, unpaired_batches(*taught[whole], config.draw, config.steps)):
-        done += 1; run.row("train", dict(row, step=done, steps=config.steps*len(trainings), laminae=whole, seed=seed))
-    file = run.folder/f"{'with' if whole else 'without'}_laminae_{seed}.safetensors"
-    files[save_translator(file, model.translator(), TranslateRecipe("resnet2", config.width, patch=config.draw.size, spacing_mm=config.train_mm, ct_range=WINDOW), dict(run=config.name, seed=seed))] = f", taught by CTs {'with' if whole else 'without'} laminae", seed
+    for row in fit_cyclegan(model, unpaired_batches(*taught[word], config.draw, config.steps)):
+        run.row("train", dict(row, step=config.steps*n + row["step"] + 1, steps=config.steps*len(trainings), laminae=word == "with", seed=seed))
+    file = run.folder/f"{word}_laminae_{seed}.safetensors"
+    files[save_translator(file, model.translator(), TranslateRecipe("resnet2", config.width, patch=config.draw.size, spacing_mm=config.train_mm, ct_range=WINDOW), dict(run=config.name, seed=seed))] = f", taught by CTs {word} laminae", seed
 who = range(config.first, config.first + config.people)
 cts, shows, lacks = (scans(make, who, config.scan_mm, **more) for make, more in ((spine_ct, {}), (spine_mr, {}), (spine_mr, dict(laminae=False))))
 inputs = {"MR with laminae": shows, "MR without": lacks}
@@ -162,12 +162,12 @@ effect = f"taking the laminae out of the MR changes their recall by {np.mean([b 
 false = {w: float(np.mean([r["false_share"] for r in table if r["bone_of"] == w])) for w in ways}
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + [f"{w}: " + ", ".join(f"{p} {v:.2f}" for p, v in m.items()) + f"; {false[w]:.0%} of the mask is no bone" for w, m in mean.items()] + [blame, effect]
 headline = {f"lamina recall, {w}": round(m["lamina"], 3) for w, m in mean.items()} | {f"laminae missing, {w}": c for w, c in counts.items()}
-if trainings:
-    by_teacher = {part: [dict(r, taught=r["bone_of"].partition("taught by ")[2]) for r in table if r["part"] == part and r["bone_of"].startswith("CT made of MR with laminae")] for part in ("lamina", "body")}
-    says = {part: f"{told_apart(bands(rows, 'taught', 'recall'))} (" + "; ".join(f"{t} {low:.2f} to {high:.2f} around {m:.2f}" for t, (low, m, high) in bands(rows, "taught", "recall").items()) + ")" for part, rows in by_teacher.items()}
-    headline |= {f"recall of the {part}, by the CTs that taught": told_apart(bands(rows, "taught", "recall")) for part, rows in by_teacher.items()}
-    notes += [f"Recall of the {part} in a CT made of an MR that shows the laminae, {config.steps} updates each: {told}." for part, told in says.items()]
-result = finish_run(run, headline=headline, table=table, cost=dict(updates=done, trainings=len(trainings)), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
+for part in ("lamina", "body") if trainings else ():
+    rows = [dict(r, taught=r["bone_of"].partition("taught by ")[2]) for r in table if r["part"] == part and r["bone_of"].startswith("CT made of MR with laminae")]
+    band = bands(rows, "taught", "recall"); says = told_apart(band)
+    headline[f"recall of the {part}, by the CTs that taught"] = says
+    notes.append(f"Recall of the {part} in a CT made of an MR that shows the laminae, {config.steps} updates each: {says} (" + "; ".join(f"{t} {low:.2f} to {high:.2f} around {m:.2f}" for t, (low, m, high) in band.items()) + ").")
+result = finish_run(run, headline=headline, table=table, cost=dict(updates=config.steps*len(trainings), trainings=len(trainings)), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

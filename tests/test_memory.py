@@ -167,9 +167,8 @@ def test_the_frugal_forms_keep_their_promises():
         assert found["flops"] <= more*work, f"{form}: {found['flops']/work:.3f} of the work"
 
 
-@pytest.mark.parametrize("how", [dict(contrast=1.), dict(spectral=True, disc_spectral=True, norm="batch"), dict(generator="unet_old")], ids=str)
+@pytest.mark.parametrize("how", [dict(perceptual=1.), dict(contrast=1.), dict(spectral=True, disc_spectral=True, norm="batch"), dict(generator="unet_old")], ids=str)
 def test_the_frugal_forms_have_the_same_gradients(how):
-    "With the perceptual loss chapter 5/10 shows it."
     s = replace(TINY, gradient=1., signed=True, **how)
     dice = torch.Generator().manual_seed(1)
     mr, ct = (torch.rand(2, 1, 16, 16, 16, generator=dice, dtype=torch.float64)*2 - 1 for _ in range(2))
