@@ -6,6 +6,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # numpy's products here are small: many threads only wait for each other
 export OPENBLAS_NUM_THREADS ?= 1
 
+# by all cores, where pip takes one; templates among the files do not compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
+
 .PHONY: help demo test prep lab site
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -13,9 +16,10 @@ help:           ## this list
 $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "medseg needs Python 3.11; this is %d.%d: say make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -U pip  # the pip that comes with Python 3.11 takes more than twice as long
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]'
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib  # by all cores, where pip takes one; templates among the files do not compile
+	$(COMPILE) & $(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]' && wait
+	-$(COMPILE)  # what is done already is passed over
 	touch $@
 
 demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo

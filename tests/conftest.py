@@ -7,6 +7,8 @@ import pytest
 import torch
 from hostile import HOSTILE, hostile_run
 
+from medseg.data.cohort import make_cohort
+
 TOP = Path(__file__).parents[1]
 
 
@@ -45,6 +47,13 @@ def once(tmp_path_factory, name, make):
         try: make(folder)
         finally: (folder/"done").write_text(str(time.perf_counter() - began))
     return folder, float((folder/"done").read_text())
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    "The manifest of four small phantom patients, two to train and two to test; drawn once for all workers, by two processes. Nobody changes them."
+    folder, _ = once(tmp_path_factory, "patients", lambda folder: make_cohort(folder/"cohort", train=2, test=2, inplane_mm=8., spacings=(8., 10.)))
+    return folder/"cohort"/"manifest.csv"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from shutil import copyfile
 import numpy as np
 import pytest
 import torch
+from command import medseg
 from conftest import TOP
 from torch.nn import functional as F
 
@@ -161,15 +162,12 @@ def test_put_down_and_taken_up_again(tmp_path, trained, cut, action):
     assert rest == whole[cuts[cut]:] and len(rest) > 3
 
 
-def medseg(*words, cwd): return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
-
-
 def rows_of(folder, *kinds): return [r for r in read_rows(folder/"rows.jsonl") if r["kind"] in kinds]
 
 
 def test_the_experiment_is_stopped_by_its_alarm_and_resumes(tmp_path):
     "A training with far too large steps collapses; the run says so. Killed on the way, it gives the same rows."
-    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(5., 5., 5.), spacing_ct=(5., 5., 5.), extent_mm=(60., 60., 60.))
+    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(5., 5., 5.), spacing_ct=(5., 5., 5.), extent_mm=(60., 60., 60.), workers=1)
     words = ["run", "translate", "-p", "manifest", cohort, "-p", "spacing_mm", 5, "-p", "patch", 12, "-p", "steps", 24, "-p", "threads", 1, "-p", "save_every", 4, "-p", "alarm_every", 3,
              "-p", "alarm", "stop", "-p", "residual", "true", "-p", "lr", .06, "-p", "cycle", 0, "-p", "identity", 0]
     done = medseg(*words, "--out", "whole", cwd=tmp_path)

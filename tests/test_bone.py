@@ -1,11 +1,10 @@
 "Bone from HU to millimetres: thresholds, warnings, mesh and command, over chapters."
 import json
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command import medseg
 from skimage.filters import threshold_otsu
 
 from medseg.segment.metrics import dice_score
@@ -171,12 +170,11 @@ def test_files_hold_the_mesh(tmp_path, ending, read):
 
 def test_the_command(tmp_path, scan):
     write_volume(tmp_path/"ct.nii.gz", scan.image)
-    def medseg(*words): return subprocess.run([sys.executable, "-m", "medseg.cli", "bone", *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
-    done = medseg("ct.nii.gz", "-o", "bone.nii.gz", "--mesh", "bone.glb", "--json")
+    done = medseg("bone", "ct.nii.gz", "-o", "bone.nii.gz", "--mesh", "bone.glb", "--json", cwd=tmp_path)
     told = json.loads(done.stdout)
     assert done.returncode == 0 and {"threshold_hu", "method", "volume_ml", "warnings"} <= set(told) and told["closed"]
     mask = read_volume(tmp_path/"bone.nii.gz", role="labels")
     assert np.allclose(mask.affine, scan.image.affine, atol=1e-3) and np.array_equal(mask.voxels, bone_mask(read_volume(tmp_path/"ct.nii.gz"))[0].voxels)
     assert told["mesh_ml"] == pytest.approx(told["volume_ml"], rel=.01)
-    bad = medseg("ct.nii.gz", "-o", "b.nii.gz", "--mesh", "bone.obj")
+    bad = medseg("bone", "ct.nii.gz", "-o", "b.nii.gz", "--mesh", "bone.obj", cwd=tmp_path)
     assert bad.returncode == 1 and bad.stderr.startswith("error: ") and not (tmp_path/"b.nii.gz").exists()

@@ -3,10 +3,10 @@ import json
 import subprocess
 import sys
 
+import command
 import numpy as np
 import pytest
 
-from medseg.data.cohort import make_cohort
 from medseg.data.manifest import read_manifest
 from medseg.segment.predict import Recipe, save_model
 from medseg.volumes.read import read_volume
@@ -14,24 +14,25 @@ from medseg.volumes.volume import ORIENTATIONS, Volume, reorient
 from medseg.volumes.write import write_labels, write_volume
 
 
-def medseg(*words, cwd=None):
-    done = subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+def typed(*words):
+    "What a new process answers."
+    done = subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
 
 
-def refused(*words, cwd=None) -> str:
+def medseg(*words, cwd="."):
+    "The same, asked in this process."
+    done = command.medseg(*words, cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(*words, cwd=".", ask=medseg) -> str:
     "The one line on stderr of a command that must fail with status 1."
-    status, out, err = medseg(*words, cwd=cwd)
+    status, out, err = ask(*words) if ask is typed else ask(*words, cwd=cwd)
     assert (status, out) == (1, ""), (status, out, err)
     lines = err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in err, err
     return lines[0]
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    "Three tiny phantom patients."
-    return make_cohort(tmp_path_factory.mktemp("cohort"), train=2, test=1, inplane_mm=8., spacings=(8., 10.))
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +47,15 @@ def model(tmp_path_factory):
 COMMANDS = ("check", "survey", "related", "fetch", "run", "predict", "evaluate", "log", "demo", "lab", "viewer-assets", "bone", "collapse", "compare")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example(command):
-    status, out, _ = medseg(command, "--help")
-    assert status == 0 and "Example" in out and f"medseg {command}" in out
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name):
+    status, out, _ = typed(name, "--help")
+    assert status == 0 and "Example" in out and f"medseg {name}" in out
 
 
 def test_wrong_usage_is_status_2():
     for words in (["nonsense"], ["predict"], ["survey"], ["check", "a.nii", "--classes", "a,b"], ["run", "segment", "-p", "steps"]):
-        status, _, err = medseg(*words)
+        status, _, err = typed(*words)
         assert status == 2 and "Traceback" not in err, words
 
 
@@ -75,9 +76,9 @@ def test_check(cohort, tmp_path):
 def test_survey(cohort):
     status, out, err = medseg("survey", cohort.parent, "--json")
     found = json.loads(out)
-    assert status == 0 and err == "" and len(found["volumes"]) == 6 and not found["refused"]
+    assert status == 0 and err == "" and len(found["volumes"]) == 8 and not found["refused"]
     assert {"path", "shape", "spacing", "axcodes", "extent_mm", "dtype", "modality", "flags"} <= set(found["volumes"][0])
-    assert "6 volumes" in medseg("survey", cohort.parent)[1]
+    assert "8 volumes" in medseg("survey", cohort.parent)[1]
 
 
 def test_predict_then_evaluate(cohort, model, tmp_path):
@@ -117,11 +118,11 @@ def test_errors_are_one_line(cohort, model, tmp_path):
     whole = item.image.read_bytes()
     (tmp_path/"cut.nii.gz").write_bytes(whole[:len(whole)//2])
     out = tmp_path/"mask.nii.gz"
-    assert "cut.nii.gz" in refused("predict", model, tmp_path/"cut.nii.gz", "-o", out)
+    for ask in (typed, medseg): assert "cut.nii.gz" in refused("predict", model, tmp_path/"cut.nii.gz", "-o", out, ask=ask)
     assert "ending" in refused("predict", model, item.image, "-o", tmp_path/"mask.png")
     assert "safetensors" in refused("predict", item.image, item.image, "-o", out)
     assert "nowhere" in refused("evaluate", tmp_path/"nowhere.nii.gz", item.label)
-    assert "no such notebook" in refused("run", "segmnt")
+    for ask in (typed, medseg): assert "no such notebook" in refused("run", "segmnt", ask=ask)
     assert "needs only name, manifest" in refused("run", "segment", "-p", "stepz", "3", cwd=tmp_path)
     assert "needs a value like" in refused("run", "segment", "-p", "steps", "1e5", cwd=tmp_path)
     assert "check the path" in refused("demo", "--data", tmp_path/"none.csv", "--out", tmp_path/"demo")
@@ -129,5 +130,5 @@ def test_errors_are_one_line(cohort, model, tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    status, _, err = medseg("--debug", "evaluate", tmp_path/"a.nii", tmp_path/"b.nii")
+    status, _, err = typed("--debug", "evaluate", tmp_path/"a.nii", tmp_path/"b.nii")
     assert status == 1 and "Traceback" in err

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import papermill
 import pytest
+from command import medseg
 from conftest import TOP
 
 from medseg.data.cohort import make_cohort
@@ -20,15 +21,6 @@ SEGMENT = TOP/"nbs"/"experiments"/"segment.ipynb"
 TINY = ["-p", "steps", "4", "-p", "crop", "32", "-p", "width", "4", "-p", "levels", "2", "-p", "inplane_mm", "8"]
 
 
-def medseg(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    return make_cohort(tmp_path_factory.mktemp("cohort"), train=2, test=2, inplane_mm=8., spacings=(8., 10.))
-
-
 def test_a_cohort_does_not_depend_on_the_number_of_processes(cohort, tmp_path):
     make_cohort(tmp_path, train=2, test=2, inplane_mm=8., spacings=(8., 10.), workers=1)
     files = sorted(p.relative_to(cohort.parent) for p in cohort.parent.rglob("*") if p.is_file())
@@ -37,11 +29,15 @@ def test_a_cohort_does_not_depend_on_the_number_of_processes(cohort, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory):
-    "A run with all its steps, and what the command told."
+    "Two runs of the same settings, started at once in one folder as real commands, and what the first told."
     top = tmp_path_factory.mktemp("finished")
-    done = medseg("run", "segment", *TINY, "-p", "manifest", cohort, "-p", "name", "007", "-p", "threads", "1", "--out", "runs/a", "--json", cwd=top)
-    assert done.returncode == 0, done.stderr
-    return top, json.loads(done.stdout)
+    words = [sys.executable, "-m", "medseg.cli", "run", "segment", *TINY, "-p", "manifest", str(cohort), "-p", "threads", "1", "-p", "name", "007", "--json", "--out"]
+    both = [subprocess.Popen([*words, f"runs/{name}"], cwd=top, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for name in "ab"]
+    try: told = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both: process.kill()
+    assert [process.returncode for process in both] == [0, 0], told
+    return top, json.loads(told[0][0])
 
 
 def test_a_run_leaves_a_whole_record(cohort, finished):
@@ -57,25 +53,20 @@ def test_a_run_leaves_a_whole_record(cohort, finished):
     assert len(masks) == 2 and read_volume(masks[0], role="labels").voxels.dtype == np.uint8
     assert {p.name for p in folder.iterdir()} >= {"segment.ipynb", "model.safetensors", "figures", "page.html", "environment.json"}
     listed = json.loads(medseg("log", "--json", cwd=top).stdout)
-    assert [(r["name"], r["state"]) for r in listed] == [("007", "finished")]
+    assert [(r["name"], r["state"]) for r in listed] == [("007", "finished")]*2
     again = medseg("run", "segment", "--out", "runs/a", cwd=top)
     assert again.returncode == 1 and "needs a new name" in again.stderr
 
 
-def test_the_same_seed_gives_the_same_numbers_also_side_by_side(cohort, tmp_path):
+def test_the_same_seed_gives_the_same_numbers_also_side_by_side(finished):
     "Two runs started at once in one folder do not hear each other's kernels."
-    words = [sys.executable, "-m", "medseg.cli", "run", "segment", *TINY, "-p", "manifest", str(cohort), "-p", "threads", "1", "--out"]
-    both = [subprocess.Popen([*words, name], cwd=tmp_path, stdout=subprocess.DEVNULL) for name in ("a", "b")]
-    try: assert [process.wait(timeout=300) for process in both] == [0, 0]
-    finally:
-        for process in both: process.kill()
-    a, b = ([json.loads(line)["loss"] for line in (tmp_path/n/"rows.jsonl").read_text().splitlines() if '"train"' in line] for n in "ab")
+    top, _ = finished
+    a, b = ([json.loads(line)["loss"] for line in (top/"runs"/n/"rows.jsonl").read_text().splitlines() if '"train"' in line] for n in "ab")
     assert a == b and len(a) == 4
-    assert not list(tmp_path.glob("kernel*")), "no sockets are left where the user works"
+    assert [p.name for p in top.iterdir()] == ["runs"], "no sockets are left where the user works"
 
 
 def test_plain_papermill_works_too(cohort, tmp_path):
-    "Its smoke run, on phantoms that it makes itself, is among the chapters that are run."
     papermill.execute_notebook(str(SEGMENT), str(tmp_path/"out.ipynb"), dict(manifest=str(cohort), steps=2, crop=32, width=4, levels=2, inplane_mm=8., out=str(tmp_path/"run")),
                                kernel_name="python3", progress_bar=False, cwd=str(tmp_path))
     assert json.loads((tmp_path/"run"/"result.json").read_text())["state"] == "finished"
@@ -123,11 +114,11 @@ def test_every_experiment_is_run_by_a_test():
     "nbdev's runner takes the chapters; experiments run as users run them, by papermill."
     asked = "".join(p.read_text() for p in (TOP/"tests").glob("test_*.py"))
     for path in (TOP/"nbs"/"experiments").glob("*.ipynb"):
-        assert f'"run", "{path.stem}"' in asked or f'medseg("{path.stem}"' in asked, f"no test runs {path.stem}"
+        assert f'"run", "{path.stem}"' in asked, f"no test runs {path.stem}"
 
 
 def test_slabs_against_neighbours(tmp_path):
-    done = medseg("run", "slabs", "-p", "testers", "2", "-p", "spacings", "3,8", "--out", "run", "--json", cwd=tmp_path)
+    done = medseg("run", "slabs", "-p", "testers", "2", "-p", "spacings", "3,8", "-p", "steps", "2", "--out", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     cells = {(r["depth"], r["target"]) for r in told["table"]}
@@ -136,7 +127,7 @@ def test_slabs_against_neighbours(tmp_path):
 
 
 def test_trainings_brought_to_collapse(tmp_path):
-    done = medseg("run", "collapse", "--out", "run", "--json", cwd=tmp_path)
+    done = medseg("run", "collapse", "-p", "voxels", "12", "-p", "spacing_mm", "5", "--out", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {"recipe", "cause", "seed", "step"} <= set(told["table"][0]) and told["headline"]["trainings"] == len(told["table"])

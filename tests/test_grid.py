@@ -1,11 +1,10 @@
 "Trainings that differ in one thing: equal updates, equal draws, effects that are found, nulls that are not, and nothing made twice."
 import json
-import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
+from command import medseg
 from conftest import TOP
 
 from medseg.data.unpaired import PatchDraw
@@ -18,14 +17,10 @@ FACTORS = ["gradient", "cycle", "batch"]
 CELLS = grid("gradient=0,1;cycle=3,10;batch=1,4")
 
 
-def medseg(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "medseg.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     top = tmp_path_factory.mktemp("grid")
-    done = medseg("run", "grid", "-p", "steps", "2", "--out", "run", "--json", cwd=top)
+    done = medseg("run", "grid", "-p", "steps", "2", "-p", "spacing_mm", "5", "--out", "run", "--json", cwd=top)
     assert done.returncode == 0, done.stderr
     return top/"run", json.loads(done.stdout)
 

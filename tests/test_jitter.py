@@ -1,10 +1,9 @@
 "Jitter between slices grows with what is wrong and with nothing else; doubt is worth what it finds."
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command import medseg
 from scipy.ndimage import gaussian_filter
 
 from medseg.translate.bone import bone_mask, bone_uncertainty
@@ -91,12 +90,8 @@ def test_the_doubt_of_thresholds_finds_errors_on_phantoms():
         assert judge_doubt(Volume(bone_mask(scan.image)[0].voxels.astype(float), share.affine), true)["found"] == .5, "one vote doubts nothing"
 
 
-def medseg(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "medseg.cli", "run", *map(str, words), "--json"], capture_output=True, text=True, cwd=cwd)
-
-
 def test_the_experiment_on_dimensions_trains_none_twice(tmp_path):
-    done = medseg("dimensions", "-p", "dims", "2", "--out", "a", cwd=tmp_path)
+    done = medseg("run", "dimensions", "-p", "dims", "2", "-p", "spacing_mm", "5", "--out", "a", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told, models = json.loads(done.stdout), sorted((tmp_path/"a"/"models").iterdir())
     assert told["state"] == "finished" and [m.name for m in models] == [f"dims_2_seed_{s}.safetensors" for s in (0, 1, 2)]
@@ -104,19 +99,19 @@ def test_the_experiment_on_dimensions_trains_none_twice(tmp_path):
     assert sum("resolves nothing" in n or "lies below" in n for n in told["notes"]) >= 7, "each score says what it resolves"
     made = {m: m.stat().st_mtime_ns for m in models}
     models[-1].unlink(); (tmp_path/"a"/"result.json").unlink()
-    again = medseg("dimensions", "--resume", "a", cwd=tmp_path)
+    again = medseg("run", "dimensions", "--resume", "a", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert all(m.stat().st_mtime_ns == t for m, t in made.items() if m != models[-1]) and models[-1].exists()
     assert json.dumps(json.loads(again.stdout)["table"]) == json.dumps(told["table"]), "a training done again is the same training"
 
 
 def test_two_seeds_are_refused(tmp_path):
-    done = medseg("dimensions", "-p", "seeds", "0,1", "--out", "a", cwd=tmp_path)
+    done = medseg("run", "dimensions", "-p", "seeds", "0,1", "--out", "a", "--json", cwd=tmp_path)
     assert done.returncode == 1 and "three or more" in done.stderr
 
 
 def test_the_experiment_on_laminae_says_who_is_to_blame(tmp_path):
-    done = medseg("laminae", "--out", "a", cwd=tmp_path)
+    done = medseg("run", "laminae", "-p", "scan_mm", "2", "--out", "a", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     taught = {f"CT made of MR {mr}, taught by CTs {ct} laminae" for mr in ("with laminae", "without") for ct in ("with", "without")}

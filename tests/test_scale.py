@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from medseg.data.cache import build_cache, kept_case
-from medseg.data.cohort import make_cohort
 from medseg.data.datasets import load_case
 from medseg.data.manifest import read_manifest, write_manifest
 from medseg.data.related import related
@@ -40,10 +39,6 @@ def test_a_survey_of_10000_files_stays_small(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory): return make_cohort(tmp_path_factory.mktemp("cohort"), 5, 1, inplane_mm=7., spacings=(7., 8.))
-
-
-@pytest.fixture
 def cluster():
     from distributed import LocalCluster
     with LocalCluster(2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", silence_logs=50) as cluster: yield cluster
@@ -53,14 +48,14 @@ def test_fingerprints_by_a_scheduler(cohort, cluster, tmp_path):
     alone = related(cohort.parent/"imagesTr")
     assert len(alone["left_out"]) == 0 and alone["links"] == []
     assert related(cohort.parent/"imagesTr", tmp_path/"prints", scheduler=cluster.scheduler_address) == alone
-    assert len(list((tmp_path/"prints").iterdir())) == 6, "the workers keep their fingerprints in the shared folder"
+    assert len(list((tmp_path/"prints").iterdir())) == 4, "the workers keep their fingerprints in the shared folder"
 
 
 def test_coverage_by_a_scheduler(cohort, cluster):
     found = survey(cohort.parent)
     for row in found["volumes"]: row["flags"] = (*row["flags"], "label_like") if "labelsTr" in row["path"] else row["flags"]
     alone = coverage_of(found)
-    assert alone["scans"] == 6 and alone == coverage_of(found, scheduler=cluster.scheduler_address)
+    assert alone["scans"] == 4 and alone == coverage_of(found, scheduler=cluster.scheduler_address)
 
 
 def test_a_cache_built_while_a_worker_is_killed(cohort, cluster, tmp_path):
@@ -82,7 +77,7 @@ def test_a_run_with_a_cache_is_the_same_run(cohort, tmp_path):
     from medseg.log.execute import find_experiment, run_experiment
     from medseg.log.runs import read_json
     items = read_manifest(cohort)
-    given = dict(manifest=str(write_manifest(tmp_path/"three.csv", [*items[:2], items[-1]])), steps=3, threads=1)
+    given = dict(manifest=str(write_manifest(tmp_path/"three.csv", [*items[:2], items[-1]])), steps=3, threads=1, crop=32, width=4, levels=2, inplane_mm=8.)
     runs = [run_experiment(find_experiment("segment"), given | extra, tmp_path/name) for name, extra in
             (("plain", {}), ("cold", dict(cache=str(tmp_path/"kept"))), ("warm", dict(cache=str(tmp_path/"kept"))))]
     tables = [read_json(r/"result.json")["table"] for r in runs]

@@ -12,8 +12,9 @@ MM, N = (4., 4., 4.), 15
 
 @lru_cache(None)
 def people():
-    asked = dict(spacing=MM, extent_mm=(128., 128., 72.))
-    return np.stack([scale_mr(spine_mr(1000 + s, **asked).image.voxels) for s in range(N)]), np.stack([scale_ct(spine_ct(1000 + s, **asked).image.voxels) for s in range(N)])
+    asked = dict(spacing=(2., 2., 2.), extent_mm=(128., 128., 72.))
+    def halved(v): return v.reshape(32, 2, 32, 2, 18, 2).mean((1, 3, 5), dtype=np.float32)   # from 2 mm to 4: quicker than to paint voxels of 4 mm
+    return np.stack([scale_mr(halved(spine_mr(1000 + s, **asked).image.voxels)) for s in range(N)]), np.stack([scale_ct(halved(spine_ct(1000 + s, **asked).image.voxels)) for s in range(N)])
 
 
 @lru_cache(None)

@@ -16,7 +16,8 @@ from medseg.log.site import chapters, quarto_for_nbs, read_sidebar
 class Look(HTMLParser):
     "All elements of a page with their attributes, and all its text."
     def __init__(self, text):
-        super().__init__(); self.found, self.text = [], []; self.feed(text)
+        super().__init__(); self.found, self.text = [], []
+        self.feed(re.sub(r'</?span(?: class="\w{1,3}")?>|(?<=base64,)[\w+/=]+', "", text))   # colours of words, thousands a page, and the bytes of pictures hold nothing that is asked here
         self.said = " ".join(" ".join(self.text).split())
     def handle_starttag(self, tag, attrs): self.found.append((tag, dict(attrs)))
     def handle_data(self, data): self.text.append(data)

@@ -19,8 +19,15 @@ USERS = {
     "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb", "5_translate/12c_alarm.ipynb", "5_translate/12d_causes.ipynb"]}
 
 
-def test_no_chapter_is_stale():
-    found = stale(TOP)
+@pytest.fixture(scope="module")
+def found(): return stale(TOP)
+
+
+@pytest.fixture(scope="module")
+def package(): return read_package(TOP/"medseg")
+
+
+def test_no_chapter_is_stale(found):
     assert not found, "run `python -m medseg.log.stale --write`:\n" + "\n".join(f"{c}: {', '.join(why[:5])}" for c, why in found.items())
 
 
@@ -55,34 +62,37 @@ def changed(tmp_path_factory):
     return top
 
 
-def test_three_functions_make_exactly_their_users_stale(changed):
-    found, named = stale(changed), defaultdict(list)
-    for chapter, why in found.items():
+def test_three_functions_make_exactly_their_users_stale(changed, found):
+    after, named = stale(changed), defaultdict(list)
+    for chapter, why in after.items():
         for full in USERS:
             own = chapter == USERS[full][0] and "its own cells" in why
             if full in why or own: named[full].append(chapter)
     assert dict(named) == USERS
-    others = set(found) - {c for users in USERS.values() for c in users}
-    assert others <= set(stale(TOP)), "nothing else, and nothing for a comment"
+    others = set(after) - {c for users in USERS.values() for c in users}
+    assert others <= set(found), "nothing else, and nothing for a comment"
 
 
 PACKAGE = f"{TOP/'medseg'}/"   # not any folder of that name: a clone is called so too
 TRACE = f"""import sys, threading
-_called = set()
+_called, _known = set(), set()
 def _note(frame, event, arg):
-    if event == "call" and frame.f_code.co_flags & 1 and (file := frame.f_code.co_filename).startswith({PACKAGE!r}): _called.add((file.removeprefix({PACKAGE!r}), frame.f_code.co_qualname))
+    code = frame.f_code
+    if event != "call" or code in _known: return
+    _known.add(code)
+    if code.co_flags & 1 and code.co_filename.startswith({PACKAGE!r}): _called.add((code.co_filename.removeprefix({PACKAGE!r}), code.co_qualname))
 sys.setprofile(_note)"""
 
 
-@pytest.mark.parametrize("chapter", ["2_data/02_slab.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"])
-def test_no_function_is_called_that_the_digest_does_not_cover(chapter):
+@pytest.mark.parametrize("chapter", ["2_data/09_patch.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"])
+def test_no_function_is_called_that_the_digest_does_not_cover(chapter, package):
     "A chapter is run under a tracer; each function of the package that it calls is on its list."
     code = chapter_code(json.loads((TOP/"nbs"/chapter).read_text()))
     program = f"{TRACE}\nimport matplotlib; matplotlib.use('agg')\n{code}\nsys.setprofile(None)\nimport json; print('CALLED', json.dumps(sorted(_called)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=(TOP/"nbs"/chapter).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
     called = json.loads(done.stdout.split("CALLED")[1])
-    used = chapter_uses(code, read_package(TOP/"medseg"))
+    used = chapter_uses(code, package)
     names = {f"medseg.{file.removesuffix('.py').replace('/', '.')}.{name.split('.')[0]}" for file, name in called if not name.startswith("<") and "/_" not in file}
     assert bool(names & used) == bool(used), "the tracer sees what a chapter uses"
     assert not {n for n in names - used if n.rpartition(".")[0] != "medseg"}, "called, but a change would go unnoticed"

@@ -198,12 +198,15 @@ def pandoc(
                                      f"--lua-filter={lua}", *more])
 
 # %% ../../nbs/6_log/02a_convert.ipynb #637fa69e
-def colour(found: re.Match) -> str:
-    "A Python code block with its words marked for the style sheet."
+def colour(
+    body: str,  # HTML
+) -> str:  # HTML
+    "`body` with the words of its Python code marked for the style sheet."
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
-    return highlight(html.unescape(found[1]), PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=True))
+    lexer, formatter = PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=True)
+    return re.sub(r'<pre class="python"><code>(.*?)</code></pre>', lambda m: highlight(html.unescape(m[1]), lexer, formatter), body, flags=re.S)
 
 def link(
     body: str,         # HTML
@@ -222,7 +225,6 @@ def finish(
     "Make the HTML of `page`."
     subtitle = f'<p class="subtitle">{html.escape(page.subtitle)}</p>' if page.subtitle else ""
     body = pandoc(page.markdown)
-    body = re.sub(r'<pre class="python"><code>(.*?)</code></pre>', colour, body, flags=re.S)
     body = re.sub(r'<(t[hd]) style="text-align: (\w+);">', r'<\1 class="\2">', body)
     body = re.sub(r"<colgroup>.*?</colgroup>", "", body, flags=re.S)
     body = re.sub(r'<table style="[^"]*">', "<table>", body)

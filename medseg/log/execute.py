@@ -23,7 +23,7 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 import medseg
-from .runs import new_folder, now, read_json
+from .runs import check_resume, new_folder, now, read_json
 from ..volumes.files import InputError, atomic, one_line, read_rows, write_json
 
 # %% ../../nbs/6_log/01c_execute.ipynb #3947ff6b
@@ -94,7 +94,7 @@ def run_experiment(
 ) -> Path:  # the run's folder
     "Execute an experiment with parameters that it knows; the notebook is kept with the results."
     notebook = Path(notebook)
-    values = dict(_stopped(notebook, Path(resume)), **checked(notebook, given), resume=True) if resume else checked(notebook, {k: v for k, v in given.items() if k != "out"})
+    values = dict(_stopped(notebook, Path(resume), checked(notebook, given)), resume=True) if resume else checked(notebook, {k: v for k, v in given.items() if k != "out"})
     folder = Path(resume or out or given.get("out") or new_folder(notebook.stem))
     if folder.exists() and not resume: raise InputError("run_exists", folder, "folder", "a folder or file of this name", "a new name", "choose another --out")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: on a busy machine spinning costs most of the time
@@ -107,11 +107,11 @@ def run_experiment(
         finally: _keep(done, folder)
     return folder
 
-def _stopped(notebook: Path, folder: Path) -> dict:
-    "The parameters of a run that was stopped."
+def _stopped(notebook: Path, folder: Path, given: dict) -> dict:
+    "The parameters of a run that was stopped, which are not to change."
     known = parameters(notebook)
     if "resume" not in known: raise InputError("resume_unknown", notebook.name, "parameters", "no resume", "an experiment that can go on", "start a new run")
-    if not (folder/"config.json").is_file(): raise InputError("run_missing", folder, "config.json", "no such file", "the folder of a run that was stopped", "check the path")
+    check_resume(folder, given)   # before a kernel is started
     return {k: v for k, v in read_json(folder/"config.json").items() if k in known}
 
 def _kernel(folder: str) -> type:

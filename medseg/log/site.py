@@ -26,7 +26,7 @@ import yaml
 from .budget import budget_page
 from .compare import compare
 from .comparepage import comparison_page, read_comparisons
-from .convert import Page, finish, headings, page_path, to_page
+from .convert import Page, colour, finish, headings, page_path, to_page
 from .journal import journal_page, read_journal
 from .listing import FILTER, log_page
 from .page import RUN_CSS, run_page
@@ -82,11 +82,13 @@ def chapters(tree: list) -> list[str]:
     return [c for e in tree for c in ([e] if isinstance(e, str) else chapters([*e.values()][0]) if isinstance(e, dict) else [])]
 
 # %% ../../nbs/6_log/03_site.ipynb #e1171a43
-_PROCESS = """import nbdev.processors as p
+_PROCESS = """import gc
+import nbdev.processors as p
 from nbdev.serve import proc_nbs
 wanted = p._do_eval
 p._do_eval = lambda cell: wanted(cell) if {'export', 'exports', 'exporti'} & set(cell.directives_) or p._is_showdoc(cell) else None
-proc_nbs(force=True, n_workers=0)"""
+proc_nbs(force=True, n_workers=0)
+gc.freeze()"""  # at the end IPython collects garbage once for each chapter; of what is frozen there is none
 
 def process(
     root: str | Path = ".",  # the project, with settings.ini
@@ -185,7 +187,7 @@ def _build(title: str, tree: list, pages: dict[str, Page], out: Path):
     class Pages(BasePlugin):
         def on_page_content(self, html, page, config, files):
             page.toc = get_toc(headings(pages[page.url].html)); return pages[page.url].html
-        def on_post_page(self, output, page, config): return guard(output, pages[page.url])
+        def on_post_page(self, output, page, config): return colour(guard(output, pages[page.url]))
     with tempfile.TemporaryDirectory() as folder:
         docs = Path(folder)/"docs"; _stubs(pages, docs)
         write_text(Path(folder)/"mkdocs.yml", json.dumps(settings(title, _nav(tree, pages), docs, out)))

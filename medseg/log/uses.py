@@ -62,7 +62,7 @@ def mentions(
 ) -> set[str]:  # full names; of a module, if the code holds one in its hand
     "Everything of the package that the code mentions."
     code = ast.parse(text)
-    late = imported(ast.Module([s for s in code.body if not isinstance(s, (ast.Import, ast.ImportFrom))], []), module)
+    late = imported(ast.Module([s for s in code.body if not isinstance(s, (ast.Import, ast.ImportFrom))], []), module) if "import" in text else {}
     known = {n: names[n] for n in _globals(symtable.symtable(text, "code", "exec")) if n in names} | late
     found, roots = set(late.values()), set()
     for node in ast.walk(code):

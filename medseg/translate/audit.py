@@ -62,7 +62,7 @@ def walked(
     ask: Callable[[], float],          # the term's value for the weights as they are
     weights: list[torch.Tensor],       # of one network
     grads: list[torch.Tensor | None],  # of the term there
-    steps: tuple[float, ...],          # lengths, as shares of the length of the weights, from long to short
+    steps: tuple[float, ...],          # lengths, as shares of the length of the weights, in the order to try them
     noise: float = 2e-6,               # relative change of the value that rounding can make
 ) -> float | None:  # found over expected; None if it cannot be told
     "How much the term changes on a walk along its gradient, over how much it should."
@@ -92,7 +92,7 @@ def moved(ask: Callable[[], float], weights: list[torch.Tensor], grads: list[tor
 def audit(
     terms: dict[str, Callable[[], torch.Tensor]],  # by name; each computes its loss anew, with its weight, (b,) or scalar
     networks: dict[str, nn.Module],                # by name; whose weights may be moved
-    steps: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5), # of the walk, as shares of the length of the weights; () for none
+    steps: tuple[float, ...] = (1e-4, 1e-5, 1e-3, 1e-2), # of the walk, as shares of the length of the weights; () for none
     seed: int = 0,                                 # of dice thrown inside
 ) -> list[dict]:  # a row a term: see `audit_term`, and shares of all terms' values and gradients
     "For every term: its value, how hard it pulls at each network, its share of the pull, and whether that is downhill."

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -75,13 +76,17 @@ def step_bytes(
 ) -> dict[str, int]:  # bytes by kind; their sum is the peak
     "What is in memory at the highest moment of a training step, without scratch space inside operations."
     check_patch(patch, batch)
-    volume = 4*math.prod(patch)
+    return dict(_counted(s, tuple(patch), batch, cpu))
+
+@lru_cache
+def _counted(s: Settings, patch: tuple, batch: int, cpu: bool) -> dict[str, int]:
+    "What `step_bytes` says; plans ask the same again, for another card."
     with shadow(s, cpu) as model:
         held = state_bytes(*model.networks.values())
         averages = sum(state_bytes(net, gradients=0)["weights"] for net in model.ema.values())
         vgg = state_bytes(model.terms.vgg)["weights"] if model.terms.vgg else 0
         with LiveBytes() as live: gradients(model, patch, batch)
-        pools = len(model.judges)*s.pool*volume
+        pools = len(model.judges)*s.pool*4*math.prod(patch)
     return dict(weights=held["weights"], averages=averages, moments=held["moments"], pools=pools, vgg=vgg, step=live.peak)
 
 # %% ../../nbs/5_translate/09_planner.ipynb #188cc8be
