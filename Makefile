@@ -29,7 +29,6 @@ demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, tab
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	-python tests/browser.py
-	python -m pytest tests/test_sync.py
 	nbdev_test --n_workers 2 --do_print --skip_folder_re '^([_.]|experiments$$)'
 	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.execute import checked, read_parameters
 from medseg.log.runs import run_state
+from medseg.translate.perceptual import Perceptual
 from medseg.translate.settings import Settings, settings_from
 from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.volumes.read import read_volume
@@ -111,8 +113,9 @@ def test_killed_and_resumed_is_the_unbroken_run(cohort, tmp_path):
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
-def test_named_runs(path, cohort, tmp_path):
+def test_named_runs(path, cohort, monkeypatch):
     "Each named run is whole as a file, and its reduced form trains."
+    monkeypatch.setattr("medseg.translate.terms.Perceptual", partial(Perceptual, width=8))   # as deep as VGG16, an eighth as wide
     values = checked(TRANSLATE, read_parameters(path))
     assert values["name"] == path.stem
     assert values["epochs"] in (100, 200) if path.stem.startswith("mr2ct") else values["steps"] >= 1000

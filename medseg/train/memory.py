@@ -19,6 +19,18 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 # %% ../../nbs/3_train/03_memory.ipynb #99611bf0
+def _form(x):  # hashable
+    "All that an operation on the meta device minds; TypeError for tensors elsewhere and what has no hash."
+    if isinstance(x, torch.Tensor):
+        if type(x) not in (torch.Tensor, nn.Parameter) or x.device.type != "meta": raise TypeError
+        return x.shape, x.stride(), x.dtype
+    if isinstance(x, (list, tuple)): return tuple(map(_form, x))
+    hash(x); return type(x), x
+
+def _whole(t) -> bool:
+    "Whether a tensor on meta fills its storage."
+    return isinstance(t, torch.Tensor) and t.device.type == "meta" and t.untyped_storage().nbytes() == torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta").untyped_storage().nbytes()
+
 class LiveBytes(TorchDispatchMode):
     "Inside a `with` block: counts the bytes of the tensors made in it that are still alive. Works on every device, also on meta."
     def __init__(self):
@@ -28,15 +40,27 @@ class LiveBytes(TorchDispatchMode):
         self.flops = 0                 # see the function `flops`
         self.label = ""                # what to call the tensors made from here on; see `named`
         self.course = []               # `now` after each operation
-        self.at_peak, self._makers, self._seen = {}, Counter(), {}
+        self.at_peak, self._makers, self._seen, self._known = {}, Counter(), {}, {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         for t in tree_iter((args, kwargs)): self._old(t)
-        made = operation(*args, **(kwargs or {}))
+        made = self._answer(operation, args, kwargs or {})
         for t in tree_iter(made): self._new(t, self.label or operation.overloadpacket.__name__)
         if reckon := flop_registry.get(operation.overloadpacket): self.flops += reckon(*args, **(kwargs or {}), out_val=made)
         self.course.append(self.now)
         return made
+
+    def _answer(self, operation, args, kwargs):
+        "What an operation returns. On meta, where it is slow in Python, equal questions about new tensors are asked once."
+        try: question = operation, _form(args), _form(tuple(kwargs.items()))
+        except TypeError: return operation(*args, **kwargs)
+        if question in self._known: made = [None if m is None else torch.empty_strided(m[0], m[1], dtype=m[2], device="meta") for m in self._known[question]]
+        else:
+            found = operation(*args, **kwargs)
+            made, says = (found if isinstance(found, tuple) else (found,)), operation._schema
+            if not says.is_mutable and all(m is None or _whole(m) and m.untyped_storage()._cdata not in self._seen for m in made): self._known[question] = [m if m is None else _form(m) for m in made]
+            return found
+        return tuple(made) if len(made) > 1 else made[0]
 
     def _old(self, t):
         if isinstance(t, torch.Tensor) and (key := (store := t.untyped_storage())._cdata) not in self._seen:
