@@ -28,8 +28,16 @@ from medseg.volumes.webgl import itkwidget, niivue
 ct, liver = read_volume(r'{0}/a.nii.gz'), read_volume(r'{0}/a_seg.nii.gz', 'labels')
 made = view(ct, liver, names=dict(liver=1), window='soft tissue', backend={1!r}, n=4); print('backend', made.backend, made.note)
 """
+BUSY = """def busy(seconds=5):
+    "As on a busy machine, itkwidgets begins to listen for the picture when it is drawn already."
+    import asyncio
+    from itkwidgets.viewer import ViewerRPC
+    shot = ViewerRPC.create_screenshot
+    async def late(self): await asyncio.sleep(seconds); await shot(self)
+    ViewerRPC.create_screenshot = late
+"""
 NOTEBOOKS = {"niivue.ipynb": "made if made.backend == 'static' else niivue(made.panels, only=2)",
-             "itkwidgets.ipynb": "made if made.backend == 'static' else itkwidget(made.panels, 'ZPlane')"}
+             "itkwidgets.ipynb": BUSY + "made if made.backend == 'static' else (busy(), itkwidget(made.panels, 'ZPlane'))[1]"}
 
 
 def scan_and_liver() -> tuple[Volume, Volume]:

@@ -106,4 +106,6 @@ def itkwidget(
         voxels, scale, corner = ngff_parts(thinned(v))
         layers[name] = to_ngff_image(voxels if voxels.dtype.itemsize < 5 else voxels.astype(np.float32), dims=("z", "y", "x"), scale=scale, translation=corner)
     level, width = p.level
-    return itkwidgets.view(**layers, ui="reference", view_mode=view_mode, cmap="Grayscale", color_range=[level - width/2, level + width/2])
+    made = itkwidgets.view(**layers, ui="reference", view_mode=view_mode, cmap="Grayscale", color_range=[level - width/2, level + width/2])
+    viewer._cell_watcher.update_viewer_status(made.name, True)   # the cells after it do not wait for the browser
+    return made
