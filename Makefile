@@ -6,8 +6,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # numpy's products here are small: many threads only wait for each other
 export OPENBLAS_NUM_THREADS ?= 1
 
-# by all cores, where pip takes one; templates among the files do not compile
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
+# pip would compile all that it installs, and most of it is never loaded: what is loaded is compiled then, also where the environment says no
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test prep lab site
 help:           ## this list
@@ -18,8 +18,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -U pip  # the pip that comes with Python 3.11 takes more than twice as long
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==2.13.0
-	$(COMPILE) & $(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]' && wait
-	-$(COMPILE)  # what is done already is passed over
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]'
 	touch $@
 
 demo: $(VENV)/.ready  ## phantoms -> survey -> three training runs -> masks, table and page, in runs/demo

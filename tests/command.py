@@ -15,7 +15,7 @@ from medseg.cli import main
 def medseg(*words, cwd=".") -> SimpleNamespace:
     "Exit status, stdout and stderr of `medseg WORDS`, typed in the folder `cwd`."
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), patch.object(sys, "argv", ["medseg", *map(str, words)]), patch("jupyter_client.provisioning.local_provisioner.launch_kernel", warm.launch), warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.chdir(cwd), patch.object(sys, "argv", ["medseg", *map(str, words)]), warm.kernels(), warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: main(); status = 0
         except SystemExit as e: status = e.code or 0
         except Exception: traceback.print_exc(); status = 1   # as --debug lets it through

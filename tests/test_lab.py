@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from driver import PATIENCE, away, chromium, jupyterlab, open_notebook, pixels, run_all, write_book
 from scipy import ndimage
 
@@ -205,8 +206,8 @@ def test_nobody_looking(name, room, tmp_path):
     "The same notebooks end by themselves under papermill, with a still and no widget."
     import papermill
     from medseg.log.execute import _kernel
-    papermill.execute_notebook(str(room/"runs"/"lab"/name), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=300, start_timeout=600,
-                               kernel_manager_class=_kernel(str(tmp_path)), cwd=str(room))
+    with warm.kernels(): papermill.execute_notebook(str(room/"runs"/"lab"/name), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=300,
+                                                    start_timeout=600, kernel_manager_class=_kernel(str(tmp_path)), cwd=str(room))
     outputs = [o for c in json.loads((tmp_path/"done.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
     kinds = set().union(*(o["data"] for o in outputs if "data" in o))
     assert {"image/png", "text/html"} <= kinds and not [k for k in kinds if "widget" in k], kinds

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import warm
 
 from medseg.data.cache import build_cache, kept_case
 from medseg.data.datasets import load_case
@@ -78,8 +79,9 @@ def test_a_run_with_a_cache_is_the_same_run(cohort, tmp_path):
     from medseg.log.runs import read_json
     items = read_manifest(cohort)
     given = dict(manifest=str(write_manifest(tmp_path/"three.csv", [*items[:2], items[-1]])), steps=3, threads=1, crop=32, width=4, levels=2, inplane_mm=8.)
-    runs = [run_experiment(find_experiment("segment"), given | extra, tmp_path/name) for name, extra in
-            (("plain", {}), ("cold", dict(cache=str(tmp_path/"kept"))), ("warm", dict(cache=str(tmp_path/"kept"))))]
+    with warm.kernels():
+        runs = [run_experiment(find_experiment("segment"), given | extra, tmp_path/name) for name, extra in
+                (("plain", {}), ("cold", dict(cache=str(tmp_path/"kept"))), ("warm", dict(cache=str(tmp_path/"kept"))))]
     tables = [read_json(r/"result.json")["table"] for r in runs]
     assert tables[0] == tables[1] == tables[2]
     assert len(list((tmp_path/"kept").iterdir())) == 2

@@ -1,5 +1,6 @@
 """Kernels for the commands that tests ask in their own process (command.py): forked from a process that has loaded torch and the like, on which each would spend four seconds.
 Nothing of the book is loaded before. Commands that are processes of their own, and papermill by itself, start their kernels as users do."""
+import gc
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from functools import cache
+from unittest.mock import patch
 
 LOADED = "torch._dynamo", "torch._inductor.config", "scipy.interpolate", "scipy.ndimage", "scipy.spatial", "nibabel", "pydicom", "matplotlib.pyplot", "ipykernel.kernelapp"
 INLINE = dict(MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_WAIT_POLICY="PASSIVE")   # a kernel sets the first before it loads matplotlib, `medseg run` the second
@@ -46,6 +48,9 @@ def launch(words: list[str], env: dict, cwd=None, **_) -> Kernel:
     return Kernel(int(server().stdout.readline()))
 
 
+def kernels(): return patch("jupyter_client.provisioning.local_provisioner.launch_kernel", launch)   # for a with-block
+
+
 def serve() -> dict | None:
     "Forks for every request. Returns in the forks, with the request, and at the end, with nothing."
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # the system buries them
@@ -60,6 +65,7 @@ def serve() -> dict | None:
 
 if __name__ == "__main__":
     for name in LOADED: importlib.import_module(name)
+    gc.freeze()   # what is loaded stays; no fork needs to look through it
     if asked := serve():
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0); os.dup2(2, 1)
         os.environ.clear(); os.environ.update(asked["env"], JPY_PARENT_PID=str(os.getppid()))

@@ -10,7 +10,7 @@ __all__ = ['EXACT', 'shadow', 'on_cpu', 'gradients', 'check_patch', 'step_bytes'
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..train.memory import LiveBytes, flops, state_bytes
 from .layers import Steady
+from .quick import as_on_cpu
 from .settings import Settings
 from .step import CycleGAN, generator_gradients, judge_gradients
 
@@ -31,7 +32,9 @@ def shadow(
 ) -> Iterator[CycleGAN]:  # to be used inside the block; its pools are left out
     "A model that has shapes and no numbers."
     model = CycleGAN(replace(s, vgg="", pool=0, amp="none"), "meta")
-    if s.amp == "none" and not cpu: yield model; return
+    if s.amp == "none":
+        with as_on_cpu() if cpu else nullcontext(): yield model
+        return
     model.settings = model.terms.s = replace(model.settings, amp=s.amp)
     with FakeTensorMode():
         for net in [*model.networks.values(), *([model.terms.vgg] if model.terms.vgg else [])]: on_cpu(net, quick=cpu)
