@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/3_train/03_memory.ipynb #99611bf0
 def _form(x):  # hashable
@@ -33,6 +33,8 @@ def _whole(t) -> bool:
 
 class LiveBytes(TorchDispatchMode):
     "Inside a `with` block: counts the bytes of the tensors made in it that are still alive. Works on every device, also on meta."
+    _known = {}   # what operations on meta returned, for all counters
+
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0       # bytes made in the block and alive: at present, and at most
@@ -40,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
         self.flops = 0                 # see the function `flops`
         self.label = ""                # what to call the tensors made from here on; see `named`
         self.course = []               # `now` after each operation
-        self.at_peak, self._makers, self._seen, self._known = {}, Counter(), {}, {}
+        self.at_peak, self._makers, self._seen = {}, Counter(), {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         for t in tree_iter((args, kwargs)): self._old(t)
@@ -52,13 +54,15 @@ class LiveBytes(TorchDispatchMode):
 
     def _answer(self, operation, args, kwargs):
         "What an operation returns. On meta, where it is slow in Python, equal questions about new tensors are asked once."
-        try: question = operation, _form(args), _form(tuple(kwargs.items()))
+        try: question = operation, _form(args), _form(tuple(kwargs.items())), torch.get_default_dtype()
         except TypeError: return operation(*args, **kwargs)
         if question in self._known: made = [None if m is None else torch.empty_strided(m[0], m[1], dtype=m[2], device="meta") for m in self._known[question]]
         else:
             found = operation(*args, **kwargs)
             made, says = (found if isinstance(found, tuple) else (found,)), operation._schema
-            if not says.is_mutable and all(m is None or _whole(m) and m.untyped_storage()._cdata not in self._seen for m in made): self._known[question] = [m if m is None else _form(m) for m in made]
+            if not says.is_mutable and all(m is None or _whole(m) and m.untyped_storage()._cdata not in self._seen for m in made):
+                if len(self._known) > 50_000: self._known.clear()
+                self._known[question] = [m if m is None else _form(m) for m in made]
             return found
         return tuple(made) if len(made) > 1 else made[0]
 
@@ -98,8 +102,8 @@ def flops(
     work: Callable[[], object],  # runs the operations; on any device, also on meta
 ) -> int:  # multiplications plus additions of all matrix products and convolutions
     "The floating-point operations of `work`, backward passes included."
-    with FlopCounterMode(display=False) as counter: work()
-    return counter.get_total_flops()
+    with LiveBytes() as live: work()
+    return live.flops
 
 # %% ../../nbs/3_train/03_memory.ipynb #4a79a0b5
 def peak_rss() -> int:  # bytes
