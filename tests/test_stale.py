@@ -88,7 +88,7 @@ sys.setprofile(_note)"""
 def test_no_function_is_called_that_the_digest_does_not_cover(chapter, package):
     "A chapter is run under a tracer; each function of the package that it calls is on its list."
     code = chapter_code(json.loads((TOP/"nbs"/chapter).read_text()))
-    program = f"{TRACE}\nimport matplotlib; matplotlib.use('agg')\n{code}\nsys.setprofile(None)\nimport json; print('CALLED', json.dumps(sorted(_called)))"
+    program = f"import matplotlib.pyplot, nibabel, scipy.ndimage, torch._dynamo; matplotlib.use('agg')\n{TRACE}\n{code}\nsys.setprofile(None)\nimport json; print('CALLED', json.dumps(sorted(_called)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=(TOP/"nbs"/chapter).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
     called = json.loads(done.stdout.split("CALLED")[1])

@@ -65,22 +65,25 @@ def spread_points(
     return points[((index >= 0) & (index <= np.array(field.shape) - 1)).all(1)]
 
 # %% ../../nbs/5_translate/13b_surface.ipynb #9c42e693
-def _dot(a, b): return np.einsum("...d,...d->...", a, b)
+def _dot(a, b): return a[0]*b[0] + a[1]*b[1] + a[2]*b[2]   # (3, ...) each
+
+def _cross(a, b): return np.stack([a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]])
 
 def to_triangle(
     p: np.ndarray,        # (..., 3) mm
     corners: np.ndarray,  # (..., 3 corners, 3) mm
 ) -> tuple[np.ndarray, np.ndarray]:  # mm to the nearest place of the triangle; mm in front of (+) or behind (-) its plane
     "How far points are from triangles."
-    a, edges = corners, np.roll(corners, -1, -2) - corners
-    normal = np.cross(edges[..., 0, :], edges[..., 1, :])
-    normal = normal/np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
-    rel = p[..., None, :] - a
-    front = _dot(rel[..., 0, :], normal)
-    within = (_dot(np.cross(edges, rel), normal[..., None, :]) >= 0).all(-1)
-    along = np.clip(_dot(rel, edges)/np.maximum(_dot(edges, edges), 1e-12), 0, 1)
-    rim = np.linalg.norm(rel - along[..., None]*edges, axis=-1).min(-1)
-    return np.where(within, np.abs(front), rim), front
+    p, corners = np.moveaxis(p, -1, 0), np.moveaxis(corners, (-2, -1), (0, 1))   # coordinates first: sums over them are quick
+    edges, rel = [corners[i - 2] - corners[i] for i in range(3)], [p - a for a in corners]
+    normal = _cross(edges[0], edges[1])
+    normal = normal/np.maximum(np.sqrt(_dot(normal, normal)), 1e-12)
+    front, within, rim = _dot(rel[0], normal), True, np.inf
+    for edge, r in zip(edges, rel):
+        within = within & (_dot(_cross(normal, edge), r) >= 0)
+        off = r - np.clip(_dot(r, edge)/np.maximum(_dot(edge, edge), 1e-12), 0, 1)*edge
+        rim = np.minimum(rim, _dot(off, off))
+    return np.where(within, np.abs(front), np.sqrt(rim)), front
 
 # %% ../../nbs/5_translate/13b_surface.ipynb #76f100c5
 def point_to_surface(
