@@ -1,10 +1,5 @@
-"The CycleGAN as a whole: equal gradients in every form of the step, all losses alive in every network, exact resume after a kill."
+"The CycleGAN as a whole: equal gradients in every form of the step, all losses alive in every network. That a killed training goes on exactly is seen in test_translate_run.py, with the whole experiment."
 import copy
-import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import product
 
@@ -213,36 +208,6 @@ def test_one_pass_a_fake_and_none_that_is_not_needed():
     assert asked(adversarial=0.) == (6, 0)
     assert asked(recompute=True) == (8, 6)
     assert asked(cycle=0., contrast=1.) == (2, 3)
-
-
-RUN = """
-import json, sys, time
-sys.path.insert(0, {tests!r})
-from test_cyclegan import SMALL, batches
-from dataclasses import replace
-import torch; torch.set_num_threads(1)
-from medseg.translate.state import load_state, save_state
-from medseg.translate.step import CycleGAN, fit_cyclegan
-file, go_on = sys.argv[1], sys.argv[2] == "on"
-s = replace(SMALL, steps=14, disc_spectral=True)
-model = load_state(file)[0] if go_on else CycleGAN(s)
-for row in fit_cyclegan(model, batches(model.done, 14), first=model.done):
-    print(json.dumps(row), flush=True)
-    if row["step"] == 7: save_state(file, model)
-    if row["step"] == 9 and not go_on: time.sleep(600)
-"""
-
-
-def test_killed_in_mid_run_and_resumed_exactly(tmp_path):
-    code, file = RUN.format(tests=os.path.dirname(__file__)), str(tmp_path/"state.safetensors")
-    env = os.environ | dict(OMP_NUM_THREADS="1")
-    killed = subprocess.Popen([sys.executable, "-c", code, file, "new"], stdout=subprocess.PIPE, text=True, env=env)
-    seen = [json.loads(killed.stdout.readline()) for _ in range(10)]
-    os.kill(killed.pid, signal.SIGKILL); killed.wait(); killed.stdout.close()
-    done = subprocess.run([sys.executable, "-c", code, file, "on"], capture_output=True, text=True, env=env, check=True)
-    after = [json.loads(line) for line in done.stdout.splitlines()]
-    whole = list(fit_cyclegan(CycleGAN(replace(SMALL, steps=14, disc_spectral=True)), batches(0, 14)))
-    assert seen == whole[:10] and after == whole[8:]
 
 
 def test_state_holds_the_pools_and_a_cut_file_is_refused(tmp_path):

@@ -197,31 +197,3 @@ def test_the_numbers_of_the_field():
     k = 27
     by_hand = 343*64 + k*64*128 + k*128*256 + 18*k*256*256 + k*256*128 + k*128*64 + (343*64 + 1)
     with torch.device("meta"): assert sum(p.numel() for p in generator("resnet9", 64).parameters()) == by_hand
-
-
-def two_steps(net, losses):
-    opt = torch.optim.SGD(net.parameters(), .1)
-    for i in range(2): opt.zero_grad(); losses(net, i).backward(); opt.step()
-
-
-def worker(rank, folder, processes):
-    "One of several processes that train the same net on items of their own."
-    torch.set_num_threads(1); torch.manual_seed(0)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    net = generator("resnet1", 2, spectral=True).double()
-    if rank: [p.data.mul_(2) for p in net.parameters()]  # wrong weights, which DDP replaces by those of rank 0
-    two_steps(torch.nn.parallel.DistributedDataParallel(net), lambda net, i: net(volume(1, 1, 8, 8, 8, seed=10*i + rank).double()).square().mean())
-    save_checkpoint(f"{folder}/{rank}.safetensors", net.state_dict(), {})
-    torch.distributed.destroy_process_group()
-
-
-def test_power_iteration_in_two_processes(tmp_path):
-    "Two processes hold the same weights and the same vectors, those of one process that sees both items."
-    torch.multiprocessing.spawn(worker, (str(tmp_path), 2), nprocs=2)
-    torch.manual_seed(0)
-    net = generator("resnet1", 2, spectral=True).double()
-    two_steps(net, lambda net, i: sum(net(volume(1, 1, 8, 8, 8, seed=10*i + rank).double()).square().mean() for rank in range(2))/2)
-    first, second = (load_checkpoint(tmp_path/f"{rank}.safetensors")[0] for rank in range(2))
-    for name, one in net.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], one, atol=1e-12), name

@@ -14,6 +14,7 @@ from torch import nn
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
 from medseg.train.launch import RankError, World, bare, check_same, find_world, launch, mean_gradients, once, same_start, share, wrap
 from medseg.train.loop import fit
+from medseg.translate.generators import generator
 from medseg.translate.settings import Settings
 from medseg.translate.state import load_state, save_state
 from medseg.translate.step import CycleGAN, fit_cyclegan
@@ -61,7 +62,17 @@ def segmentation(world: World) -> list:
     return [[p.flatten().tolist() for p in net.parameters()], [r["gradient"] for r in rows]]
 
 
-def both(world: World, folder: str): return dict(translation=translation(world, folder, seed=world.rank), segmentation=segmentation(world))
+def spectral(world: World) -> dict:
+    "Power iterations in a wrapped network: its weights and vectors after two steps."
+    torch.manual_seed(world.rank)
+    net = generator("resnet1", 2, spectral=True).double()
+    used = wrap(world, net)
+    opt = torch.optim.SGD(net.parameters(), .1)
+    for mr, *_ in (share(world, *batch(i)) for i in range(2)): opt.zero_grad(); used(mr).square().mean().backward(); opt.step()
+    return {name: t.flatten().tolist() for name, t in bare(used).state_dict().items()}
+
+
+def work(world: World, folder: str): return dict(translation=translation(world, folder, seed=world.rank), segmentation=segmentation(world), spectral=spectral(world))
 
 
 def everyone_writes(world: World, folder: str):
@@ -91,7 +102,7 @@ def waits(world: World, folder: str):
 def runs(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ranks"))
     torch.set_num_threads(1)
-    return launch(both, 1, (folder,))[0], launch(both, 2, (folder,)), folder
+    return launch(work, 1, (folder,))[0], launch(work, 2, (folder,)), folder
 
 
 def apart(a, b): return max((torch.tensor(p).double() - torch.tensor(q).double()).abs().max().item() for p, q in zip(a, b, strict=True))
@@ -120,6 +131,12 @@ def test_the_plain_loop_clips_the_mean_gradient(runs):
     (weights, lengths), others = runs[0]["segmentation"], [r["segmentation"] for r in runs[1]]
     assert max(lengths) > 1, "the clipping is at work"
     for other in others: assert apart(other[0], weights) < 1e-10 and other[1] == pytest.approx(lengths, rel=1e-10)
+
+
+def test_power_iterations_are_those_of_one_process(runs):
+    one, (first, second) = runs[0]["spectral"], (r["spectral"] for r in runs[1])
+    assert first == second and any(name.endswith("_u") for name in one)
+    for name, values in one.items(): assert values == pytest.approx(first[name], abs=1e-12), name
 
 
 def test_every_rank_writing_leaves_a_whole_file(tmp_path):

@@ -89,7 +89,7 @@ assert [p for p in opened if "hidden" in p], "the hook is blind"
 
 def test_killed_and_resumed_is_the_unbroken_run(cohort, tmp_path):
     "SIGKILL in the middle; the numbers of every step, replay pools and averages included, are those of a run that was left alone."
-    words = ["run", "translate", "-p", "patch", "12", "-p", "steps", "24", "-p", "threads", "1", "-p", "save_every", "4", "-p", "pool", "3", "-p", "manifest", str(cohort), "-p", "spacing_mm", "5", "-p", "turn_sd", "5", "-p", "noise_sd", "0.01"]
+    words = ["run", "translate", "-p", "patch", "12", "-p", "steps", "24", "-p", "threads", "1", "-p", "save_every", "4", "-p", "pool", "3", "-p", "disc_spectral", "true", "-p", "manifest", str(cohort), "-p", "spacing_mm", "5", "-p", "turn_sd", "5", "-p", "noise_sd", "0.01"]
     assert medseg(*words, "--out", "whole", cwd=tmp_path).returncode == 0
     running = subprocess.Popen([sys.executable, "-m", "medseg.cli", *words, "--out", "cut"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 120
@@ -115,7 +115,7 @@ def test_killed_and_resumed_is_the_unbroken_run(cohort, tmp_path):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_named_runs(path, cohort, monkeypatch):
     "Each named run is whole as a file, and its reduced form trains."
-    monkeypatch.setattr("medseg.translate.terms.Perceptual", partial(Perceptual, width=8))   # as deep as VGG16, an eighth as wide
+    monkeypatch.setattr("medseg.translate.terms.Perceptual", partial(Perceptual, width=4))   # as deep as VGG16, a sixteenth as wide
     values = checked(TRANSLATE, read_parameters(path))
     assert values["name"] == path.stem
     assert values["epochs"] in (100, 200) if path.stem.startswith("mr2ct") else values["steps"] >= 1000

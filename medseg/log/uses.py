@@ -12,6 +12,7 @@ import re
 import symtable
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..volumes.files import digest
@@ -61,7 +62,11 @@ def mentions(
     module: str = "",         # where it stands
 ) -> set[str]:  # full names; of a module, if the code holds one in its hand
     "Everything of the package that the code mentions."
-    code = ast.parse(text)
+    return set(_mentions(text, tuple(names.items()), module))
+
+@lru_cache(20_000)   # most of a project is as it was when it is asked again
+def _mentions(text: str, names: tuple, module: str) -> frozenset[str]:
+    code, names = ast.parse(text), dict(names)
     late = imported(ast.Module([s for s in code.body if not isinstance(s, (ast.Import, ast.ImportFrom))], []), module) if "import" in text else {}
     known = {n: names[n] for n in _globals(symtable.symtable(text, "code", "exec")) if n in names} | late
     found, roots = set(late.values()), set()
@@ -69,7 +74,7 @@ def mentions(
         if isinstance(node, ast.Attribute) and (dots := _dotted(node)) and dots[0] in known:
             found |= {".".join([known[dots[0]], *dots[1:k]]) for k in range(2, len(dots) + 1)}; roots.add(dots[0])
         if isinstance(node, ast.Constant) and isinstance(node.value, str): found |= _in_text(node.value)
-    return found | {full for name, full in known.items() if name not in roots or full.count(".") > 2}
+    return frozenset(found | {full for name, full in known.items() if name not in roots or full.count(".") > 2})
 
 # %% ../../nbs/6_log/01f_uses.ipynb #dda3f4e4
 @dataclass(frozen=True)
@@ -155,8 +160,10 @@ def chapter_code(
     nb: dict,  # a notebook
 ) -> str:  # without comments and layout
     "All code of a chapter; lines for IPython become texts; SyntaxError for what Python cannot read."
-    code = "\n\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code")
-    return ast.unparse(ast.parse(re.sub(r"^[%!].*$", lambda line: repr(line[0]), code, flags=re.M)))
+    return _plain("\n\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"))
+
+@lru_cache(1000)
+def _plain(code: str) -> str: return ast.unparse(ast.parse(re.sub(r"^[%!].*$", lambda line: repr(line[0]), code, flags=re.M)))
 
 def chapter_uses(
     code: str,         # of a chapter, see `chapter_code`
