@@ -137,7 +137,7 @@ def shape(
             values[box] = ask(x[box[0]], y[:, box[1]], z[..., box[2]])
     return Field(values, origin, float(step))
 
-REACH = 20.                # mm beyond a surface up to which a shape is computed; further away, told by every fourth point, it is that far
+REACH = 20.                # mm; what lies further beyond a surface, as every fourth point tells, is not computed
 
 TOP, BOTTOM = 190., -430.  # mm; the trunk is cut off here
 
