@@ -1,5 +1,5 @@
-"""Kernels for the commands that tests ask in their own process (command.py): forked from a process that has loaded torch and the like, on which each would spend four seconds.
-Nothing of the book is loaded before. Commands that are processes of their own, and papermill by itself, start their kernels as users do."""
+"""Kernels for the commands that tests ask in their own process (command.py), and for the notebooks of test_lab.py and test_scale.py: forked from a process that has loaded torch and the like, on which each would spend six seconds.
+Nothing of the book is loaded before. Commands that are processes of their own, and the plain papermill of test_experiments.py, start their kernels as users do."""
 import gc
 import importlib
 import json
