@@ -3,11 +3,7 @@ import os
 import time
 from pathlib import Path
 
-import pytest
-import torch
-from hostile import HOSTILE, hostile_run
-
-from medseg.data.cohort import make_cohort
+import pytest   # nothing that takes long to load: with several workers, the process that shares out the tests would load it too, and all would wait
 
 TOP = Path(__file__).parents[1]
 
@@ -29,6 +25,7 @@ def top() -> Path:
 @pytest.fixture(scope="module")
 def one_thread():
     "Small networks are slower on many threads."
+    import torch
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,6 +49,7 @@ def once(tmp_path_factory, name, make):
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
     "The manifest of four small phantom patients, two to train and two to test; drawn once for all workers, by two processes. Nobody changes them."
+    from medseg.data.cohort import make_cohort
     folder, _ = once(tmp_path_factory, "patients", lambda folder: make_cohort(folder/"cohort", train=2, test=2, inplane_mm=8., spacings=(8., 10.)))
     return folder/"cohort"/"manifest.csv"
 
@@ -59,6 +57,7 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The whole book with twenty hostile runs and a plain one, and the seconds that it took; built once for all workers."
+    from hostile import HOSTILE, hostile_run
     from medseg.log.site import make_site
     def make(folder):
         for i, bad in enumerate(HOSTILE): hostile_run(folder/"runs"/f"run {i}", bad)

@@ -9,11 +9,11 @@ __all__ = ['SPACINGS', 'phantom_spacing', 'make_patient', 'make_cohort', 'mapper
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 from .manifest import Item, write_manifest
 from ..volumes.files import digest, write_json
+from ..volumes.many import start_method
 from ..volumes.phantom import abdomen
 from ..volumes.write import write_labels, write_volume
 
@@ -69,7 +69,7 @@ def make_cohort(
 def mapper(workers: int):
     "`map`, spread over processes if there are to be more than one."
     if workers < 2: yield map; return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool: yield pool.map
+    with ProcessPoolExecutor(workers, mp_context=start_method()) as pool: yield pool.map
 
 def is_phantom(
     manifest: str | Path,  # of a cohort

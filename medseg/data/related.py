@@ -10,7 +10,6 @@ __all__ = ['NEAR', 'CLEAR', 'FIRST', 'LINK', 'align', 'compare', 'kind_of_link',
 import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.ndimage import binary_erosion, binary_opening, gaussian_filter, map_c
 
 from .fingerprint import Fingerprint, fingerprint, fingerprint_of
 from ..volumes.files import InputError
-from ..volumes.many import spread
+from ..volumes.many import spread, start_method
 from ..volumes.survey import find_volumes
 
 # %% ../../nbs/2_data/07a_related.ipynb #1d65e55a
@@ -182,7 +181,7 @@ def compare_all(
     if workers < 2:
         _hold(prints); rows = map(_row, range(len(prints)))
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_hold, initargs=(prints,)) as pool:
+        with ProcessPoolExecutor(workers, mp_context=start_method(), initializer=_hold, initargs=(prints,)) as pool:
             rows = list(pool.map(_row, reversed(range(len(prints))), chunksize=4))[::-1]
     return [(j, i, e, kind) for i, row in enumerate(rows) for j, e, kind in row]
 

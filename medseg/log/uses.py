@@ -10,7 +10,7 @@ __all__ = ['bare', 'imported', 'mentions', 'Package', 'made', 'read_module', 're
 import ast
 import re
 import symtable
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +18,18 @@ from pathlib import Path
 from ..volumes.files import digest
 
 # %% ../../nbs/6_log/01f_uses.ipynb #0a63bcf6
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    "The tree and all statements in it, at any depth, without a look at expressions, which hold none."
+    todo = [tree]
+    for node in todo:
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"): todo += getattr(node, part, ())
+
 def bare(
     stmt: ast.stmt,  # a statement of a module or chapter; loses its docstrings
 ) -> str:
     "The code of `stmt` without comments, layout and docstrings; what has a decorator keeps them."
-    for node in [] if getattr(stmt, "decorator_list", None) else ast.walk(stmt):
+    for node in [] if getattr(stmt, "decorator_list", None) else _statements(stmt):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None: node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(stmt)
 
@@ -33,7 +40,7 @@ def imported(
 ) -> dict[str, str]:  # name in `tree` -> full name, of medseg only
     "The names that `tree` imports from the package."
     found, parts = {}, module.split(".")
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.ImportFrom):
             origin = ".".join(parts[:-node.level] + [node.module]*bool(node.module)) if node.level else node.module
             found |= {a.asname or a.name: f"{origin}.{a.name}" for a in node.names}
@@ -69,8 +76,9 @@ def _mentions(text: str, names: tuple, module: str) -> frozenset[str]:
     code, names = ast.parse(text), dict(names)
     late = imported(ast.Module([s for s in code.body if not isinstance(s, (ast.Import, ast.ImportFrom))], []), module) if "import" in text else {}
     known = {n: names[n] for n in _globals(symtable.symtable(text, "code", "exec")) if n in names} | late
-    found, roots = set(late.values()), set()
-    for node in ast.walk(code):
+    found, roots, todo = set(late.values()), set(), [code]
+    for node in todo:
+        for part in vars(node).values(): todo += [n for n in part if isinstance(n, ast.AST)] if isinstance(part, list) else [part] if isinstance(part, ast.AST) else []
         if isinstance(node, ast.Attribute) and (dots := _dotted(node)) and dots[0] in known:
             found |= {".".join([known[dots[0]], *dots[1:k]]) for k in range(2, len(dots) + 1)}; roots.add(dots[0])
         if isinstance(node, ast.Constant) and isinstance(node.value, str): found |= _in_text(node.value)

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from ..volumes.files import InputError, write_json
+from ..volumes.many import start_method
 
 # %% ../../nbs/3_train/04_launch.ipynb #1154a508
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def launch(
     if processes < 1: raise ValueError(f"processes must be at least 1, got {processes}")
     if processes == 1: return [work(World() if cpu or not torch.cuda.is_available() else World(device=torch.device("cuda")), *args)]
     with tempfile.TemporaryDirectory() as folder:
-        spawn = multiprocessing.get_context("spawn")
-        running = [spawn.Process(target=_run, args=(work, r, processes, folder, args, threads, cpu, seconds)) for r in range(processes)]
+        start, environment = start_method("accelerate"), dict(os.environ)
+        running = [start.Process(target=_run, args=(environment, work, r, processes, folder, args, threads, cpu, seconds)) for r in range(processes)]
         try:
             for process in running: process.start()
             failed = _watch(running)
@@ -163,10 +164,11 @@ def launch(
         return [json.loads((Path(folder)/f"result_{r}.json").read_text()) for r in range(processes)]
 
 # %% ../../nbs/3_train/04_launch.ipynb #fb062af2
-def _run(work: Callable, rank: int, size: int, folder: str, args: tuple, threads: int, cpu: bool, seconds: float):
+def _run(environment: dict, work: Callable, rank: int, size: int, folder: str, args: tuple, threads: int, cpu: bool, seconds: float):
     "What a started process does."
     threading.Thread(target=_follow_parent, daemon=True).start()
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), ACCELERATE_USE_CPU=str(cpu).lower())
+    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, OMP_NUM_THREADS=threads, ACCELERATE_USE_CPU=str(cpu).lower())
+    os.environ.clear(); os.environ.update(environment, **{name: str(value) for name, value in place.items()})
     torch.set_num_threads(threads)
     try:
         torch.distributed.init_process_group("gloo" if cpu else "nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=size,

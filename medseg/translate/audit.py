@@ -23,7 +23,8 @@ def undisturbed(
     "Inside, dice start from `seed`; afterwards dice and the networks' buffers are as they were."
     before = [(t, t.clone()) for net in networks.values() for t in net.buffers()]
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)   # torch.manual_seed would also note where it was called, for each kind of card that is not here
+        if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(seed)
         try: yield
         finally:
             for t, old in before: t.data.copy_(old)

@@ -8,6 +8,7 @@ __all__ = ['RAS_TO_GLTF', 'WRITERS', 'Mesh', 'finer', 'surface_mesh', 'bone_mesh
 # %% ../../nbs/5_translate/13a_mesh.ipynb #4c4c4303
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,15 @@ def finer(
     if not step_mm > 0: raise ValueError(f"step_mm must be above 0, got {step_mm}")
     split = [int(np.ceil(s/step_mm - 1e-9)) if n > 1 else 1 for s, n in zip(spacing(affine), values.shape)]
     sizes = [(n - 1)*k + 1 for n, k in zip(values.shape, split)]
-    values = zoom(values.astype(np.float32), [a/b for a, b in zip(sizes, values.shape)], order=3, mode="nearest")
+    values = np.asarray(values, np.float32)
+    for axis, (n, size) in enumerate(zip(values.shape, sizes)):
+        if size > n: values = np.moveaxis(np.tensordot(_say(n, size), values, (1, axis)), 0, axis)
     return values, affine @ np.diag([*(1/k for k in split), 1.])
+
+@lru_cache
+def _say(n: int, size: int) -> np.ndarray:  # (size, n)
+    "The say that each of `n` values along an axis has in each of `size` places: what a spline makes of a single one."
+    return zoom(np.eye(n, dtype=np.float32), (size/n, 1), order=3, mode="nearest")
 
 def surface_mesh(
     values: np.ndarray,  # (x, y, z), any numbers that change smoothly, such as HU or probabilities

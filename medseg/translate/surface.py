@@ -92,24 +92,21 @@ def point_to_surface(
 ) -> np.ndarray:  # (n,) mm, positive outside the mesh, negative inside; its size is exact
     "The distance of each point to a surface."
     corners = mesh.corners
-    middles = corners.mean(1)
+    middles = corners.mean(1); tree = cKDTree(middles)
     reach = float(np.linalg.norm(corners - middles[:, None], axis=2).max())
-    tree, found, left, k = cKDTree(middles), np.empty(len(points)), np.arange(len(points)), 12
-    while len(left):
-        k, open_ = min(k, len(middles)), []
-        for some in np.array_split(left, int(np.ceil(len(left)*k/2e5))):
-            found[some], more = _nearest(points[some], corners, tree, k, reach)
-            open_.append(some[more])
-        left, k = np.concatenate(open_), 2*k
+    far, found = tree.query(points)[0] + reach + 1e-6, np.empty(len(points))   # no triangle whose middle is further away is the nearest
+    block = np.cumsum(tree.query_ball_point(points, far, return_length=True))//200_000
+    for some in (block == n for n in np.unique(block)): found[some] = _nearest(points[some], corners, tree.query_ball_point(points[some], far[some]))
     return found
 
-def _nearest(p, corners, tree, k: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    "Signed distances by the `k` triangles with the nearest middles; and where these may not be enough."
-    far, near = (x.reshape(len(p), k) for x in tree.query(p, k))
-    size, front = to_triangle(p[:, None], corners[near])
-    least = size.min(1)
-    tied = np.where(size <= least[:, None] + 1e-6, np.abs(front), -1).argmax(1)  # of several that share an edge, the one that is faced most; Baerentzen & Aanaes 2005
-    return np.copysign(least, front[np.arange(len(p)), tied]), (far[:, -1] < least + reach) & (k < len(corners))
+def _nearest(p, corners, near: list[list[int]]) -> np.ndarray:
+    "Signed distances of points to the nearest of some triangles each."
+    count = np.array([len(one) for one in near]); first, owner = np.cumsum(count) - count, np.repeat(np.arange(len(p)), count)
+    size, front = to_triangle(p[owner], corners[np.concatenate(near)])
+    least = np.minimum.reduceat(size, first)
+    facing = np.where(size <= least[owner] + 1e-6, np.abs(front), -1)   # of several that share an edge, the one that is faced most; Baerentzen & Aanaes 2005
+    most = np.flatnonzero(facing == np.maximum.reduceat(facing, first)[owner])
+    return np.copysign(least, front[most[np.unique(owner[most], return_index=True)[1]]])
 
 # %% ../../nbs/5_translate/13b_surface.ipynb #de39138d
 def surface_error(
