@@ -17,7 +17,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "medseg needs Python 3.11; this is %d.%d: say make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -U pip  # the pip that comes with Python 3.11 takes more than twice as long
-	-grep -v -e '^#' -e '^pip==' constraints.txt | xargs -P 2 -n 60 $(BIN)/python -m pip install -q --no-compile --no-deps  # torch first, and two cores where pip takes one
+	-grep -v -e '^#' -e '^pip==' constraints.txt | xargs -P 4 -n 40 $(BIN)/python -m pip install -q --no-compile --no-deps  # torch first; pip takes one core, and waits for what it fetches
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[lab,site,dev,bench,scale]'  # what that has left out
 	touch $@
 

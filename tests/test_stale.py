@@ -74,24 +74,40 @@ def test_three_functions_make_exactly_their_users_stale(changed, found):
 
 
 PACKAGE = f"{TOP/'medseg'}/"   # not any folder of that name: a clone is called so too
-TRACE = f"""import sys, threading
+TRACE = f"""import json, os, sys
+import matplotlib.pyplot, nibabel, scipy.ndimage, torch._dynamo   # before the tracer listens, and once for all chapters
+matplotlib.use('agg')
 _called, _known = set(), set()
 def _note(frame, event, arg):
     code = frame.f_code
     if event != "call" or code in _known: return
     _known.add(code)
     if code.co_flags & 1 and code.co_filename.startswith({PACKAGE!r}): _called.add((code.co_filename.removeprefix({PACKAGE!r}), code.co_qualname))
-sys.setprofile(_note)"""
+for _place, _code, _told in json.load(sys.stdin):
+    if not os.fork():   # a process for each chapter, that has loaded nothing of the book
+        os.chdir(_place); sys.setprofile(_note)
+        exec(compile(_code, "chapter", "exec"), globals())
+        sys.setprofile(None)
+        with open(_told, "w") as _file: json.dump(sorted(_called), _file)
+        os._exit(0)
+    if os.wait()[1]: raise SystemExit("the chapter failed")"""
+TRACED = "2_data/09_patch.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"
 
 
-@pytest.mark.parametrize("chapter", ["2_data/09_patch.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"])
-def test_no_function_is_called_that_the_digest_does_not_cover(chapter, package):
-    "A chapter is run under a tracer; each function of the package that it calls is on its list."
-    code = chapter_code(json.loads((TOP/"nbs"/chapter).read_text()))
-    program = f"import matplotlib.pyplot, nibabel, scipy.ndimage, torch._dynamo; matplotlib.use('agg')\n{TRACE}\n{code}\nsys.setprofile(None)\nimport json; print('CALLED', json.dumps(sorted(_called)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=(TOP/"nbs"/chapter).parent, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    "The code of some chapters, and the functions of the package that they call."
+    top, codes = tmp_path_factory.mktemp("traced"), [chapter_code(json.loads((TOP/"nbs"/chapter).read_text())) for chapter in TRACED]
+    todo = [(str((TOP/"nbs"/chapter).parent), code, str(top/f"{n}.json")) for n, (chapter, code) in enumerate(zip(TRACED, codes))]
+    done = subprocess.run([sys.executable, "-c", TRACE], input=json.dumps(todo), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
-    called = json.loads(done.stdout.split("CALLED")[1])
+    return {chapter: (code, json.loads((top/f"{n}.json").read_text())) for n, (chapter, code) in enumerate(zip(TRACED, codes))}
+
+
+@pytest.mark.parametrize("chapter", TRACED)
+def test_no_function_is_called_that_the_digest_does_not_cover(chapter, package, traced):
+    "A chapter is run under a tracer; each function of the package that it calls is on its list."
+    code, called = traced[chapter]
     used = chapter_uses(code, package)
     names = {f"medseg.{file.removesuffix('.py').replace('/', '.')}.{name.split('.')[0]}" for file, name in called if not name.startswith("<") and "/_" not in file}
     assert bool(names & used) == bool(used), "the tracer sees what a chapter uses"

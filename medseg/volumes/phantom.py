@@ -49,7 +49,7 @@ def paint(
     "Cover what lies inside by `hu`, softly at the boundary."
     over = d*np.float32(-1/edge)
     over += np.float32(.5)
-    np.minimum(np.maximum(over, 0, out=over), 1, out=over)
+    np.clip(over, 0, 1, out=over)
     over *= hu - plane
     plane += over
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from .shapes import capsule, cut, ellipsoid, join, meet
+from .shapes import capsule, cut, ellipsoid, join, meet, radius
 from .spine import Level, Spine, midline
 from .vertebra import joint, vertebra
 
@@ -42,9 +42,9 @@ def oval(
     half: tuple, # (2,) mm, the half axes; numbers or arrays
 ) -> np.ndarray:  # mm, negative inside
     "A cylinder with an oval section, along the spine."
-    a, b = (u - at[0])/half[0], (v - at[1])/half[1]
-    r = np.sqrt(a*a + b*b) + np.float32(1e-5)
-    return (np.hypot(u - at[0], v - at[1]) + np.float32(1e-4))*(1 - 1/r)  # the small numbers keep the axis inside
+    x, y = u - at[0], v - at[1]
+    r = radius(x/half[0], y/half[1]) + np.float32(1e-5)
+    return (radius(x, y) + np.float32(1e-4))*(1 - 1/r)  # the small numbers keep the axis inside
 
 # %% ../../nbs/1_volumes/08h_spinelayers.ipynb #1302b059
 def flesh(one: Spine, p, u, v) -> Iterator[tuple]:
@@ -98,7 +98,7 @@ def contents(one: Spine, p, u, v) -> Iterator[tuple]:
         angle, far, sway = 2*np.pi*(n + rng.uniform(-.3, .3))/14, rng.uniform(.6, 1), rng.uniform(0, 6)
         x = (5.6 + .7*low)*np.float32(far*np.sin(angle)) + .5*np.sin(z/17 + sway)
         y = -23.5 - 1.2*low + (4.4 - 1.2*low)*np.float32(far*np.cos(angle))
-        yield "roots", (np.hypot(u - x, v - y) - np.float32(.8))*g, "nerve"
+        yield "roots", (radius(u - x, v - y) - np.float32(.8))*g, "nerve"
 
 # %% ../../nbs/1_volumes/08h_spinelayers.ipynb #c6f76757
 def layers(
@@ -167,7 +167,7 @@ def _sacrum(one: Spine, grid) -> Iterator[Layer]:
     z = (z - top)/g
     q = (x/g, y/g + 6 - np.float32(.5)*z, z)
     wedge = meet(meet(ellipsoid(q, (0, -4, -26), (58, 20, 66)), .85*(np.abs(q[0]) - 50 - .6*z), 8), z, 3)
-    tunnel = np.hypot(q[0]/np.float32(1.4), q[1] + 17) - 6
+    tunnel = radius(q[0]/np.float32(1.4), q[1] + 17) - 6
     yield Layer("bone", box, cut(wedge, tunnel, 1)*g, "cortex", "marrow", 1.5*g, np.zeros(wedge.shape, np.uint8))
 
 # %% ../../nbs/1_volumes/08h_spinelayers.ipynb #9a0faab7
@@ -183,7 +183,7 @@ def _disc(one: Spine, level: Level, grid) -> Iterator[Layer]:
         yield Layer("roots", box, join(capsule((x, y, z), (s*9*g, -24*g, -3*g), (s*18*g, -23*g, -9*g), 1.6*g, 2.4*g),
                                        capsule((x, y, z), (s*18*g, -23*g, -9*g), (s*34*g, -14*g, -30*g), 2.2*g, 1.7*g), 1), "nerve")
     r = np.sqrt((x/np.float32(23.5*g))**2 + (y/np.float32(18*g))**2) + np.float32(1e-5)
-    outline = cut((np.hypot(x, y) + np.float32(1e-4))*(1 - 1/r), np.hypot(x, y + np.float32(30*g)) - np.float32(14.8*g), 2)
+    outline = cut((radius(x, y) + np.float32(1e-4))*(1 - 1/r), radius(x, y + np.float32(30*g)) - np.float32(14.8*g), 2)
     yield Layer("disc", box, meet(outline, np.abs(up) - np.float32(gap/2 + 2*g), 2), "annulus")
     yield Layer("", box, ellipsoid((x, y, up), (0, -1.5*g, 0), (14*g, 9.5*g, .42*gap + 1)), f"nucleus{_wet(level)}")
     slit = np.abs(joint((side/g, y/g), level.make))*g - np.float32(.8)

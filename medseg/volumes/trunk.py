@@ -79,9 +79,9 @@ def dome(
     rng, s = draw(b, 1), b.size
     x, y, z = p
     low, lower = -88*s, -104*s + rng.normal(0, 4)
-    right = ellipsoid((x, y, np.maximum(z, low)), (67*s, 8, low), (b.wide*.68, b.deep*1.06, 88*s))
-    left = ellipsoid((x, y, np.maximum(z, lower)), (-66*s, 6, lower), (b.wide*.68, b.deep*1.04, -lower - rng.uniform(10, 26)))
-    middle = ellipsoid((x, y, np.maximum(z, -100*s)), (0, 14, -100*s), (b.wide*.6, b.deep*1.04, 100*s - rng.uniform(22, 32)))
+    right = ellipsoid((x, y, np.clip(z, low, np.inf)), (67*s, 8, low), (b.wide*.68, b.deep*1.06, 88*s))
+    left = ellipsoid((x, y, np.clip(z, lower, np.inf)), (-66*s, 6, lower), (b.wide*.68, b.deep*1.04, -lower - rng.uniform(10, 26)))
+    middle = ellipsoid((x, y, np.clip(z, -100*s, np.inf)), (0, 14, -100*s), (b.wide*.6, b.deep*1.04, 100*s - rng.uniform(22, 32)))
     return join(join(right, left, 25), middle, 14)
 
 # %% ../../nbs/1_volumes/08a_trunk.ipynb #9a00413a

@@ -9,7 +9,7 @@ __all__ = ['SPINE', 'PIECES', 'BONE', 'Make', 'body', 'plate', 'joint', 'pieces'
 from dataclasses import dataclass
 
 import numpy as np
-from .shapes import capsule, cut, join, meet
+from .shapes import capsule, cut, join, meet, radius
 
 # %% ../../nbs/1_volumes/08f_vertebra.ipynb #bd3ca9c3
 SPINE = {name: i + 1 for i, name in enumerate((
@@ -40,9 +40,9 @@ def body(
     waist = 1 - np.float32(.1)*np.clip(1 - (z/12)**2, 0, 1)
     across, along = x/(np.float32(23.5)*waist), y/(np.float32(17.5)*waist)
     r = (np.abs(across)**np.float32(2.4) + np.abs(along)**np.float32(2.4))**np.float32(1/2.4) + np.float32(1e-5)
-    side = (np.hypot(x, y) + np.float32(1e-4))*(1 - 1/r)  # the small numbers keep the axis inside
+    side = (radius(x, y) + np.float32(1e-4))*(1 - 1/r)  # the small numbers keep the axis inside
     ends = np.abs(z) - 13.5 + 1.4*np.clip(1 - r*r, 0, 1)
-    return cut(meet(side, ends, 2.5), np.hypot(x, y + 30) - 15.8, 2)
+    return cut(meet(side, ends, 2.5), radius(x, y + 30) - 15.8, 2)
 
 # %% ../../nbs/1_volumes/08f_vertebra.ipynb #37efeae2
 def plate(
