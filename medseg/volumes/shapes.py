@@ -29,7 +29,7 @@ def ellipsoid(
 
 # %% ../../nbs/1_volumes/08_shapes.ipynb #25527bcc
 def radius(x, y) -> np.ndarray:  # mm
-    "How far (x, y) is from zero. np.hypot also minds numbers whose squares do not fit, and takes four times as long."
+    "How far (x, y) is from zero; unlike np.hypot, without a thought for numbers whose squares do not fit."
     return np.sqrt(x*x + y*y)
 
 def capsule(
@@ -50,7 +50,7 @@ def capsule(
 def join(a, b, soft: float = 0):  # mm; `soft` mm is the width over which the crease is rounded
     "The union of two shapes."
     low = np.minimum(a, b)
-    return low if soft <= 0 else low - np.clip(soft - np.abs(a - b), 0, np.inf)**2/(4*soft)   # numpy is five times as quick with two limits as with one
+    return low if soft <= 0 else low - np.clip(soft - np.abs(a - b), 0, np.inf)**2/(4*soft)
 
 def meet(a, b, soft: float = 0):  # mm
     "What lies in both shapes."
