@@ -30,17 +30,15 @@ steps = 30
 lr = 0.003
 foreground = 0.6        # share of slabs drawn for a class
 augmented = True        # rotate, scale, re-light
-largest = True          # keep the largest part of each class
+largest = ""            # classes that keep only their largest parts, as many as in training; "" keeps all
 threads = 0             # CPU threads; 0 leaves the setting
 cache = ""              # folder that keeps prepared scans; "" keeps none
 note = ""               # a sentence for the page
 out = ""                # folder of the run; "" makes runs/segment-<time>
 
 # %%
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from medseg.data.augment import Augment, augment
 from medseg.data.cache import kept_case
@@ -49,8 +47,8 @@ from medseg.data.datasets import Draw, align_labels, batches, load_case
 from medseg.data.manifest import item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.runs import finish_run, start_run
 from medseg.segment.losses import dice_ce
-from medseg.segment.metrics import evaluate
-from medseg.segment.predict import Recipe, predict, save_model
+from medseg.segment.metrics import class_means, evaluate
+from medseg.segment.predict import Recipe, keep_largest, predict, save_model, usual_parts
 from medseg.segment.report import best_slice, dice_figure, overlay_figure
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.files import digest
@@ -68,21 +66,25 @@ from medseg.volumes.write import write_labels
 class Config:
     name: str; manifest: str; label_values: str; class_names: str; hold_out: str; seed: int; target: str; depth: int; attention: str
     width: int; levels: int; inplane_mm: float; crop: int; level: float; window: float; batch: int; steps: int; lr: float
-    foreground: float; augmented: bool; largest: bool; threads: int; cache: str; note: str
+    foreground: float; augmented: bool; largest: str; threads: int; cache: str; note: str
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.lr < 1: raise ValueError(f"steps must be at least 1 and lr in 0..1, got {self.steps} and {self.lr}")
+        unknown = set(self.trimmed) - set(self.recipe.names)
+        if unknown: raise ValueError(f"largest must name classes of {self.recipe.names}, got {sorted(unknown)}")
 
     @property
     def groups(self): return parse_label_values(self.label_values)
     @property
     def held(self): return tuple(s.strip() for s in self.hold_out.split(",") if s.strip())
     @property
+    def trimmed(self): return tuple(s.strip() for s in self.largest.split(",") if s.strip())
+    @property
     def draw(self): return Draw(self.depth, self.target, (self.crop, self.crop), self.batch, self.foreground, self.level, self.window, self.seed)
     @property
     def recipe(self):
         return Recipe(self.depth, self.target, len(self.groups) + 1, self.attention, self.width, self.levels, self.inplane_mm,
-                      self.level, self.window, self.largest, tuple(self.class_names.split(",")))
+                      self.level, self.window, names=tuple(s.strip() for s in self.class_names.split(",")))
 
 
 config = Config(**{k: globals()[k] for k in Config.__dataclass_fields__})
@@ -99,6 +101,14 @@ cohort = Path(config.manifest) if config.manifest else make_cohort(run.folder/"c
 train, test = split_items(read_manifest(cohort), config.held, seed=config.seed)
 cases = [kept_case(item, config.groups, config.inplane_mm, config.cache) if config.cache else load_case(item, config.groups, config.inplane_mm) for item in train]
 print(f"{len(train)} scans of {len(subjects(train))} subjects to train on, {len(test)} scans of {len(subjects(test))} subjects to test on")
+
+# %% [markdown]
+# How many parts a class has, its labels say; only a class that `largest` names is cut down to so many.
+
+# %%
+parts = dict(zip(recipe.names, usual_parts([case.classes for case in cases], recipe.classes)))
+recipe = replace(recipe, largest=tuple(parts[c] if c in config.trimmed else 0 for c in recipe.names))
+print("most parts of a class in one training scan:", parts)
 
 # %% [markdown]
 # Training: the batch of a step depends on the seed and the step alone.
@@ -119,10 +129,11 @@ table, shown = [], []
 for item in test:
     scan, labels = read_volume(item.image), read_volume(item.label, role="labels")
     labels = select_classes(align_labels(scan, labels), config.groups)
-    mask = predict(net, recipe, scan)
+    mask, dropped = keep_largest(predict(net, recipe, scan), recipe.largest)
     write_labels(run.folder/"masks"/f"{item_name(item, test)}.nii.gz", mask)
     for number, score in evaluate(mask, labels, range(1, recipe.classes)).items():
-        table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, z_mm=scan.spacing[2], slices=scan.shape[2], **score))
+        table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, z_mm=scan.spacing[2], slices=scan.shape[2], **score,
+                          dropped_ml=dropped[int(number) - 1]))
         run.row("subject", table[-1])
     shown.append((item.subject, *best_slice(scan, mask, labels)))
 
@@ -133,12 +144,15 @@ for item in test:
 run.figure(overlay_figure(shown), "masks", "The fullest slice of each test subject: label in green, prediction in red.")
 run.figure(dice_figure(table), "dice_by_spacing", "Dice of each test subject against its z spacing.")
 phantom = not config.manifest or is_phantom(config.manifest)
-dice = {c: float(np.mean([r["dice"] for r in table if r["class"] == c])) for c in recipe.names}
+means = class_means(table)
+headline = {f"{c} {word}": round(m[key], 4) for c, m in means.items()
+            for word, key in (("dice", "dice"), ("scans", "scans"), ("false ml", "false_ml"))}
 notes = ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
     f"Tested on {len(subjects(test))} subject(s), trained on {len(subjects(train))}: this proves plumbing, not accuracy.",
     "Labels are taken as given; labels that a model made are not ground truth."]
+notes.append("Means run over the scans that hold the class; false ml is what was marked apart from any label, in all.")
 files = [Path(f) for i in train + test for f in (i.image, i.label) if Path(f).is_file()]
-result = finish_run(run, headline={f"{c} dice": round(v, 4) for c, v in dice.items()} | {"test subjects": len(subjects(test))}, table=table,
+result = finish_run(run, headline=headline | {"test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps, slabs=config.steps*config.batch, parameters=sum(p.numel() for p in net.parameters())),
                     data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 
@@ -148,4 +162,5 @@ result = finish_run(run, headline={f"{c} dice": round(v, 4) for c, v in dice.ite
 # What came is in the record, not typed here.
 
 # %%
-print(f"{run.folder}: mean Dice of subjects never seen:", ", ".join(f"{c} {v:.3f}" for c, v in dice.items()))
+told = (f"{c} {m['dice']:.3f} over the {m['scans']} scans that hold it" for c, m in means.items())
+print(f"{run.folder}: mean Dice of subjects never seen:", ", ".join(told))

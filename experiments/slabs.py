@@ -49,7 +49,7 @@ from medseg.data.manifest import parse_label_values, read_manifest, select_class
 from medseg.log.compare import compare
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
 from medseg.segment.losses import dice_ce
-from medseg.segment.metrics import evaluate
+from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, load_model, predict, save_model
 from medseg.segment.report import best_slice, overlay_figure
 from medseg.train.bands import bands
@@ -80,7 +80,7 @@ class Config:
     @property
     def repeats(self): return [int(s) for s in self.seeds.split(",")]
     def draw(self, depth, target, seed): return Draw(depth, target, (self.crop, self.crop), self.batch, self.foreground, seed=seed)
-    def recipe(self, depth, target): return Recipe(depth, target, len(self.groups) + 1, self.attention, self.width, self.levels, self.inplane_mm, largest=False, names=self.class_names.split(","))
+    def recipe(self, depth, target): return Recipe(depth, target, len(self.groups) + 1, self.attention, self.width, self.levels, self.inplane_mm, names=self.class_names.split(","))
 
 
 config = Config(**{f.name: globals()[f.name] for f in fields(Config)})
@@ -164,7 +164,11 @@ for item in (test[0], test[1]):
 
 # %%
 notes = ["All scans are phantoms: nothing here is a claim about patients.", "Updates are equal; a slab that predicts all its slices learns from ten labelled slices where the others learn from one."] + [config.note]*bool(config.note)
-mean = {f"{c} dice, {titles[d, t]}": round(float(np.nanmean([r["dice"] for r in table if (r["class"], r["depth"], r["target"]) == (c, d, t)])), 4) for c in config.class_names.split(",") for d, t in config.kinds}
+means = {key: class_means([r for r in table if (r["depth"], r["target"]) == key]) for key in titles}
+mean = {f"{c} dice, {titles[key]}": round(means[key][c]["dice"], 4)
+        for c in config.class_names.split(",") for key in titles}
+mean |= {f"{c} scans": next(iter(means.values()))[c]["scans"]//len(config.repeats)
+         for c in config.class_names.split(",")}
 files = [Path(f) for i in train + test for f in (i.image, i.label)]
 result = finish_run(run, headline=mean | {"seeds": len(config.repeats), "test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps*len(done), trainings=len(done), wall_s=round(sum(one["train_s"] for one in done.values()), 1), parameters=max(one["parameters"] for one in done.values())),

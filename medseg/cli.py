@@ -65,7 +65,7 @@ def predict(
     """Segment a scan; the mask has the scan's own shape and affine.
 
     Example: medseg predict model.safetensors liver_07.nii.gz -o liver_07_mask.nii.gz"""
-    from medseg.segment.predict import load_model, predict as segment
+    from medseg.segment.predict import keep_largest, load_model, predict as segment
     from medseg.volumes.read import read_volume
     from medseg.volumes.write import write_labels
     if not out.name.endswith((".nii", ".nii.gz")):
@@ -73,12 +73,16 @@ def predict(
     net, recipe = load_model(checkpoint)
     scan = read_volume(image)
     began = time.perf_counter()
-    mask = segment(net, recipe, scan)
+    mask, dropped = keep_largest(segment(net, recipe, scan), recipe.largest)
     write_labels(out, mask)
     ml = {name: float((mask.voxels == i).sum()*mask.voxel_ml) for i, name in enumerate(recipe.names, 1)}
-    result = dict(mask=out, shape=mask.shape, spacing=mask.spacing, axcodes=mask.axcodes, ml=ml, seconds=round(time.perf_counter() - began, 2))
+    result = dict(mask=out, shape=mask.shape, spacing=mask.spacing, axcodes=mask.axcodes, ml=ml, dropped_ml=dict(zip(recipe.names, dropped)),
+                  seconds=round(time.perf_counter() - began, 2))
     if as_json: say(result)
-    else: print(f"{out}: " + ", ".join(f"{name} {v:.1f} ml" for name, v in ml.items()))
+    else:
+        print(f"{out}: " + ", ".join(f"{name} {v:.1f} ml" for name, v in ml.items()))
+        for name, n, v in zip(recipe.names, recipe.largest, dropped):
+            if n: print(f"{name}: only the {n} largest part{'s'*(n > 1)} kept, {v:.1f} ml dropped")
 
 # %% ../nbs/6_log/05_cli.ipynb #1a4a8af7
 @app.command()
@@ -88,7 +92,7 @@ def evaluate(
     label_values: Annotated[str, typer.Option(help="Label values of class 1, 2, … in LABEL, such as 5 or 1+2,3; by default as they are.")] = "",
     as_json: JSON = False,
 ):
-    """Score a mask against labels: Dice, 95 % Hausdorff distance, mean surface distance, volumes.
+    """Score a mask against labels: Dice, 95 % Hausdorff distance, mean surface distance, volumes, parts that touch no label.
 
     Example: medseg evaluate mask.nii.gz labels.nii.gz --label-values 5 --json"""
     import numpy as np
@@ -100,7 +104,8 @@ def evaluate(
     found = sorted({int(v) for x in (a, b) for v in np.unique(x.voxels)} - {0})
     scores = score(a, b, found)
     if as_json: return say(dict(classes=scores))
-    draw("", [{"class": k, **v} for k, v in scores.items()], ["class", "dice", "hd95_mm", "assd_mm", "pred_ml", "label_ml"])
+    draw("", [{"class": k, **v} for k, v in scores.items()], ["class", "dice", "hd95_mm", "assd_mm",
+                                                             "pred_ml", "label_ml", "false_parts", "false_ml"])
 
 # %% ../nbs/6_log/05_cli.ipynb #c55cd392
 def command() -> typer.core.TyperGroup:

@@ -88,7 +88,7 @@ def test_predict_then_evaluate(cohort, model, tmp_path):
     assert status == 0 and json.loads(out)["shape"] == list(scan.shape)
     assert mask.shape == scan.shape and np.array_equal(mask.affine, scan.affine)
     status, out, _ = medseg("evaluate", tmp_path/"mask.nii.gz", item.label, "--label-values", "1+2", "--json")
-    assert status == 0 and set(json.loads(out)["classes"]["1"]) == {"dice", "hd95_mm", "assd_mm", "pred_ml", "label_ml"}
+    assert status == 0 and set(json.loads(out)["classes"]["1"]) == {"dice", "hd95_mm", "assd_mm", "pred_ml", "label_ml", "false_parts", "false_ml"}
     status, out, _ = medseg("evaluate", item.label, item.label, "--json")
     assert {c["dice"] for c in json.loads(out)["classes"].values()} == {1.0}
 

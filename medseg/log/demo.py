@@ -15,6 +15,7 @@ from ..data.cohort import is_phantom, make_cohort
 from ..data.manifest import Item, parse_label_values, read_manifest, subjects
 from .page import write_page
 from .execute import find_experiment, run_experiment
+from .record import show
 from .runs import Run, finish_run, new_folder, read_json, start_run
 from ..volumes.files import InputError, atomic, write_json
 from ..volumes.survey import survey
@@ -45,18 +46,21 @@ def gather(
         for r in read_json(Path(folder)/"result.json")["table"]:
             row = rows.setdefault((r["subject"], r["class"]), dict(subject=r["subject"], **{"class": r["class"]}, z_mm=r["z_mm"], slices=r["slices"], dice=[]))
             row["dice"].append(r["dice"])
-    return [dict(r, mean=mean(r["dice"])) for r in sorted(rows.values(), key=lambda r: (r["class"], r["z_mm"], r["subject"]))]
+    order = sorted(rows.values(), key=lambda r: (r["class"], r["z_mm"], r["subject"]))
+    return [dict(r, mean=None if None in r["dice"] else mean(r["dice"])) for r in order]
 
 def summary(
     table: list[dict],  # from `gather`
-) -> dict:  # class -> mean Dice, its spread over runs (None with one run), the worst
-    "One line a class: the mean over subjects, run by run."
+) -> dict:  # class -> mean Dice, spread over runs (None with one run), worst, runs, scans (that hold it)
+    "One line a class: the mean over the subjects that hold it, run by run; None where none does."
     out = {}
     for name in dict.fromkeys(r["class"] for r in table):
-        rows = [r["dice"] for r in table if r["class"] == name]
-        runs = [mean(v) for v in zip(*rows)] if len({len(r) for r in rows}) == 1 and len(rows[0]) > 1 else []
+        rows = [r["dice"] for r in table if r["class"] == name and None not in r["dice"]]
+        many = len({len(r) for r in rows}) == 1 and len(rows[0]) > 1
         flat = [d for r in rows for d in r]
-        out[name] = dict(mean=mean(flat), spread=stdev(runs) if runs else None, worst=min(flat), runs=max(len(r) for r in rows))
+        out[name] = dict(mean=mean(flat) if flat else None, worst=min(flat, default=None),
+                         spread=stdev(mean(v) for v in zip(*rows)) if many else None,
+                         runs=max(map(len, rows), default=0), scans=len(rows))
     return out
 
 # %% ../../nbs/6_log/04_demo.ipynb #629b7259
@@ -105,7 +109,7 @@ def _one(folder: Path, manifest: Path, settings: dict, tell: Callable, watched: 
     place = folder/settings["name"].replace(" ", "_")
     watched(settings["name"], lambda see: run_experiment(find_experiment("segment"), dict(settings, manifest=str(manifest)), place, see))
     write_page(place)
-    tell(f"{settings['name']}: " + ", ".join(f"{k} {v:g}" for k, v in read_json(place/"result.json")["headline"].items()))
+    tell(f"{settings['name']}: " + ", ".join(f"{k} {show(v)}" for k, v in read_json(place/"result.json")["headline"].items()))
     return place
 
 # %% ../../nbs/6_log/04_demo.ipynb #85c8da7b

@@ -49,7 +49,7 @@ def draw(title: str, rows: list[dict], columns: list[str]):
 
 def shown(value) -> str:
     "A value as a cell of a table."
-    if value is None: return "–"
+    if value is None or value != value: return "–"   # not recorded, or not defined
     if isinstance(value, float): return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     if isinstance(value, (list, tuple)): return " × ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
     return one_line(value, 60).replace("[", "\\[")

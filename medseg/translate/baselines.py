@@ -94,10 +94,11 @@ def best_bone_dice(
     bone: np.ndarray,               # bool, on the grid of the CT: what counts as bone
     mask: np.ndarray | None = None, # on the grid of the CT; None: where the patient is
     n: int = 256,                   # steps
-) -> float:  # 0 to 1
+) -> float:  # 0 to 1; nan if there is no bone
     "The highest Dice with bone that any table from MR grey could reach."
     mask = body_mask(ct.voxels) if mask is None else mask.astype(bool)
+    if not (bone.astype(bool) & mask).any(): return float("nan")
     step = steps(onto(mr, ct, float(mr.voxels.min())).voxels, n)[mask]
     count, hits = (np.bincount(step, w, n) for w in (None, bone[mask].astype(np.float64)))
     order = np.argsort(-hits/np.maximum(count, 1), kind="stable")
-    return float((2*np.cumsum(hits[order])/(np.cumsum(count[order]) + max(hits.sum(), 1))).max())
+    return float((2*np.cumsum(hits[order])/(np.cumsum(count[order]) + hits.sum())).max())

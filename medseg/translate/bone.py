@@ -196,10 +196,11 @@ def threshold_curve(
     body, bone = patient_mask(ct) if body is None else np.asarray(body, bool), np.asarray(bone, bool)
     for name, m in (("bone", bone), ("body", body)):
         if m.shape != ct.shape: raise ValueError(f"{name} must have the shape of ct, {ct.shape}, got {m.shape}")
+    if not bone.any(): raise ValueError("bone must not be empty: no threshold has a Dice with nothing")
     n = int(span[1]) - int(span[0])
     def above(mask): return np.bincount(np.clip(np.ceil(ct.voxels[mask]).astype(np.int64) - int(span[0]), 0, n + 1), minlength=n + 2)[::-1].cumsum()[::-1][1:]
     both, mine = above(body & bone), above(body)
-    return [dict(threshold_hu=int(span[0]) + k, dice=float(2*both[k]/max(mine[k] + bone.sum(), 1)), volume_ml=float(mine[k]*ct.voxel_ml)) for k in range(n + 1)]
+    return [dict(threshold_hu=int(span[0]) + k, dice=float(2*both[k]/(mine[k] + bone.sum())), volume_ml=float(mine[k]*ct.voxel_ml)) for k in range(n + 1)]
 
 def tolerance(
     rows: list[dict],       # of `threshold_curve`

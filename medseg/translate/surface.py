@@ -35,17 +35,25 @@ def smoothed(
     return values
 
 def surface_of(
-    x: Mesh | Volume,             # a surface; soft values with a level; or a mask: bool, or labels above 0
+    x: Mesh | Volume,             # a surface; soft values with a level; or a mask: bool, or integers of one class
     level: float | None = None,   # of soft values; None: `x` is a mask
     step_mm: float = 1.,          # soft values are filled in where voxels are longer
 ) -> Mesh:
     "The surface of a mesh, of soft values or of a mask. ValueError if there is none."
     if isinstance(x, Mesh): return x
-    if level is None and x.voxels.dtype.kind not in "biu": raise ValueError(f"level must be given for soft values, got {x.voxels.dtype} without one")
     if level is not None: return surface_mesh(x.voxels, x.affine, level, step_mm)
-    if not (x.voxels > 0).any(): raise ValueError("a mask must not be empty: it has no surface")
-    values, affine = finer(signed_distance(x.voxels > 0, x.spacing), x.affine, step_mm)
+    values, affine = finer(signed_distance(_one_class(x.voxels), x.spacing), x.affine, step_mm)
     return surface_mesh(smoothed(values, step_mm/np.linalg.norm(affine[:3, :3], axis=0)), affine, 0.)
+
+def _one_class(voxels: np.ndarray) -> np.ndarray:
+    "Where a mask is; ValueError for soft values, several classes or none."
+    if voxels.dtype.kind not in "biu":
+        raise ValueError(f"level must be given for soft values, got {voxels.dtype} without one")
+    found = [int(v) for v in np.unique(voxels) if v]
+    if not found: raise ValueError("a mask must not be empty: it has no surface")
+    if len(found) > 1:
+        raise ValueError(f"a mask must hold one class, got {found[:6]}; compare with one, as in == {found[0]}")
+    return voxels == found[0]
 
 # %% ../../nbs/5_translate/13b_surface.ipynb #4828fd6d
 def spread_points(
