@@ -14,7 +14,7 @@ from scipy.ndimage import label as connected
 from ..data.unpaired import scale_mr
 from ..volumes.resample import resample_to
 from ..volumes.vertebra import BONE, PIECES, SPINE
-from ..volumes.volume import Volume, world
+from ..volumes.volume import Volume, same_grid, world
 
 # %% ../../nbs/5_translate/13c_parts.ipynb #a4be4324
 def grown(
@@ -116,7 +116,7 @@ def visible(
     "Whether a scan shows a part of the bone."
     parts = parts or {name: SPINE[name] for name in PIECES}
     if part not in parts: raise ValueError(f"part must be one of {list(parts)}, got {part!r}")
-    on = resample_to(labels, mr, labels=True).voxels if labels.shape != mr.shape or not np.allclose(labels.affine, mr.affine, atol=1e-3) else labels.voxels
+    on = resample_to(labels, mr, labels=True).voxels if not same_grid(labels, mr) else labels.voxels
     grey, bone = scale_mr(mr.voxels).astype(np.float64), np.isin(on, list(parts.values()))
     slope = np.stack(np.gradient(gaussian_filter(grey, .5), *mr.spacing), -1)
     floor = .1*float(np.median((slope**2).sum(-1)))
@@ -197,5 +197,4 @@ def part_report(
 
 def _on(mask: Volume, like: Volume) -> np.ndarray:
     "A mask on another's grid, bool."
-    same = mask.shape == like.shape and np.allclose(mask.affine, like.affine, atol=1e-3)
-    return (mask.voxels > 0) if same else resample_to(Volume((mask.voxels > 0).astype(np.uint8), mask.affine), like, labels=True).voxels > 0
+    return (mask.voxels > 0) if same_grid(like, mask) else resample_to(Volume((mask.voxels > 0).astype(np.uint8), mask.affine), like, labels=True).voxels > 0

@@ -20,7 +20,7 @@ from ..data.unpaired import CT_RANGE, mr_range, on_grid, to_unit, unscale_ct
 from ..train.checkpoint import load_network, save_network
 from .generators import generator
 from ..volumes.resample import resample_to
-from ..volumes.volume import Volume, reorient
+from ..volumes.volume import Volume, reorient, same_grid
 
 # %% ../../nbs/5_translate/07_predict.ipynb #1351f5a3
 DIRECTIONS = {"mr2ct": ("MR", "CT"), "ct2mr": ("CT", "MR")}  # from, to
@@ -95,7 +95,7 @@ def _numbers(made: np.ndarray, recipe: TranslateRecipe) -> np.ndarray:
 def _home(made: Volume, scan: Volume) -> Volume:
     "`made` on the very grid of the scan that it came from."
     back = reorient(made, scan.axcodes)
-    if back.shape == scan.shape and np.allclose(back.affine, scan.affine, atol=1e-4): return Volume(back.voxels, scan.affine)
+    if same_grid(scan, back): return Volume(back.voxels, scan.affine)
     return resample_to(made, scan)
 
 # %% ../../nbs/5_translate/07_predict.ipynb #064e0bb3

@@ -19,7 +19,7 @@ from ..volumes.files import InputError
 from ..volumes.intensity import WINDOWS, window
 from ..volumes.read import read_volume
 from ..volumes.resample import resample_to
-from ..volumes.volume import Volume, grid_gap, reorient
+from ..volumes.volume import Volume, reorient, same_grid
 
 # %% ../../nbs/5_translate/08_scores.ipynb #3e93c974
 def body_mask(
@@ -170,7 +170,7 @@ def onto(
 ) -> Volume:  # on the grid of `like`; the very voxels of `v` where grids agree
     "A scan on another's grid."
     turned = reorient(v, like.axcodes)
-    if turned.shape == like.shape and grid_gap(like.affine, turned.affine, like.shape) < .01: return turned
+    if same_grid(like, turned): return turned
     return resample_to(v, like, outside=outside)
 
 # %% ../../nbs/5_translate/08_scores.ipynb #9759f393

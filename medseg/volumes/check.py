@@ -14,7 +14,7 @@ import numpy as np
 from .container import tell_mended
 from .files import InputError, RepairWarning
 from .read import read_volume
-from .volume import Volume, grid_gap, reorient
+from .volume import SAME_GRID, Volume, grid_gap, reorient, same_grid
 
 # %% ../../nbs/1_volumes/06_check.ipynb #62392831
 def _allowed(
@@ -44,23 +44,17 @@ def check_labels(
     if found == [0]: tell_mended(path, [("label_empty", "no voxel is labelled; the map is used as it is")])
     return found
 
-# %% ../../nbs/1_volumes/06_check.ipynb #8e93f82c
-def _same_place(image: Volume, labels: Volume, most: float) -> bool:
-    "True if `labels`, once turned to the axes of `image`, lie on the same grid."
-    turned = reorient(labels, image.axcodes)
-    return turned.shape == image.shape and grid_gap(image.affine, turned.affine, image.shape) < most
-
 # %% ../../nbs/1_volumes/06_check.ipynb #60f05564
 def check_pair(
     image: Volume,               # the scan
     labels: Volume,              # its labels
     classes=None,                # see `check_labels`
     names=("image", "labels"),   # what to call the two in messages, such as their paths
-    most: float = 1e-3,          # largest distance of the two grids, in voxels
 ):
     "InputError naming what does not fit, if `labels` do not lie on the grid of `image`; then `check_labels`."
-    if image.axcodes != labels.axcodes and _same_place(image, labels, most): _other_axes(image, labels, names)
-    elif image.shape != labels.shape or grid_gap(image.affine, labels.affine, image.shape) >= most: _misfit(image, labels, names, most)
+    if not same_grid(image, labels):
+        if not same_grid(image, reorient(labels, image.axcodes)): _misfit(image, labels, names)
+        _other_axes(image, labels, names)
     check_labels(labels, classes, names[1])
 
 # %% ../../nbs/1_volumes/06_check.ipynb #fb3e67e5
@@ -82,15 +76,16 @@ def _other_axes(image: Volume, labels: Volume, names):
     tell_mended(names[1], [("pair_axes", f"stored along {labels.axcodes}, the scan along {image.axcodes}; turned by the affine")])
 
 # %% ../../nbs/1_volumes/06_check.ipynb #14c72bf5
-def _misfit(image: Volume, labels: Volume, names, most: float):
+def _misfit(image: Volume, labels: Volume, names):
     "InputError that names how two grids differ."
     def no(code, field, found, needs, do): raise InputError(code, names[1], field, found, f"{needs} of {names[0]}", do)
     if image.shape != labels.shape: no("pair_shape", "shape", labels.shape, f"the shape {image.shape}", "find the labels drawn on this scan, or resample them to it")
     if image.axcodes != labels.axcodes: no("pair_orientation", "axes", f"{labels.axcodes}, with arrays that match index by index", f"the axes {image.axcodes}", "give the labels the affine of the scan")
-    if not np.allclose(image.spacing, labels.spacing, rtol=1e-4): no("pair_spacing", "spacing", f"{labels.spacing} mm", f"the spacing {image.spacing} mm", "find the labels drawn on this scan, or resample them to it")
+    wide = np.abs(np.subtract(image.spacing, labels.spacing))*image.shape/image.spacing   # voxels by which the last ones are apart
+    if wide.max() > SAME_GRID: no("pair_spacing", "spacing", f"{labels.spacing} mm", f"the spacing {image.spacing} mm", "find the labels drawn on this scan, or resample them to it")
     off = labels.affine[:3, 3] - image.affine[:3, 3]
     moved = np.array(labels.affine); moved[:3, 3] = image.affine[:3, 3]
-    if grid_gap(image.affine, moved, image.shape) < most:
+    if grid_gap(image.affine, moved, image.shape) <= SAME_GRID:
         no("pair_origin", "origin", f"{np.round(off, 3).tolist()} mm away", "the origin", "find out which origin is true")
     no("pair_rotation", "direction", f"axes turned by up to {grid_gap(image.affine, labels.affine, image.shape):.3g} voxels", "the direction", "find the labels drawn on this scan, or resample them to it")
 

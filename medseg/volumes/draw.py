@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from .intensity import WINDOWS, window as to_window
-from .volume import Volume, grid_gap, reorient, world
+from .volume import SAME_GRID, Volume, grid_gap, reorient, world
 
 # %% ../../nbs/1_volumes/09_draw.ipynb #4b45a182
 def grey_level(
@@ -62,7 +62,7 @@ def ready(
     if labels.voxels.dtype.kind not in "iub": raise ValueError(f"labels must be integers, got {labels.voxels.dtype}")
     if labels.shape != v.shape: raise ValueError(f"labels must lie on the grid of v, got shapes {labels.shape} and {v.shape}")
     gap = grid_gap(v.affine, labels.affine, v.shape)
-    if gap > .01: raise ValueError(f"labels must lie on the grid of v, got a corner {gap:.3g} voxels apart")
+    if gap > SAME_GRID: raise ValueError(f"labels must lie on the grid of v, got a corner {gap:.3g} voxels apart")
     return v, labels
 
 def check_axis(axis: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .draw import PLANES, check_axis, grey_level, legend_of, place_of, ready, slice_picture, spread
 from .show import Scroller, frame_mm, stamp, strip
-from .volume import Volume, grid_gap, world
+from .volume import Volume, same_grid, world
 
 # %% ../../nbs/1_volumes/09b_side.ipynb #955d44f5
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def difference(
     b: Volume,  # another on the same grid
 ) -> Volume:  # float32
     "`a` minus `b`."
-    _same_grid(a, b)
+    _on_one_grid(a, b)
     return Volume(a.voxels.astype(np.float32) - b.voxels.astype(np.float32), a.affine)
 
 def disagreement(
@@ -109,12 +109,12 @@ def disagreement(
     b: Volume,  # other labels on the same grid
 ) -> Volume:  # uint8, values as in `DISAGREEMENT`, 0 where both agree
     "Where two label maps differ, and how."
-    _same_grid(a, b)
+    _on_one_grid(a, b)
     one, two = a.voxels > 0, b.voxels > 0
     return Volume(np.select([one & ~two, two & ~one, one & two & (a.voxels != b.voxels)], [1, 2, 3]).astype(np.uint8), a.affine)
 
-def _same_grid(a: Volume, b: Volume):
-    if a.shape != b.shape or grid_gap(a.affine, b.affine, a.shape) > .01: raise ValueError(f"b must lie on the grid of a, got shapes {b.shape} and {a.shape}: resample it first")
+def _on_one_grid(a: Volume, b: Volume):
+    if not same_grid(a, b): raise ValueError(f"b must lie on the grid of a, got shapes {b.shape} and {a.shape}: resample it first")
 
 # %% ../../nbs/1_volumes/09b_side.ipynb #d673462c
 def scroll(
