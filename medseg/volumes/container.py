@@ -11,6 +11,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -33,19 +34,28 @@ def peek(
     path = Path(path)
     if not path.exists(): raise InputError("not_found", path, "path", "nothing", "a file or folder that exists", "check the spelling")
     if not path.is_file(): raise InputError("not_a_file", path, "path", "a folder or a device", "a file", "give the file itself")
-    with open(path, "rb") as file: raw, size = file.read(most), path.stat().st_size
-    if not size: raise InputError("empty_file", path, "size", "0 bytes", "a scan", "copy or download the file again")
-    if raw[:2] != b"\x1f\x8b": return Head(raw, False, size)
-    return Head(_unpack(raw, most, size, path), True, size)
+    with open(path, "rb") as file:
+        raw, size = file.read(most), path.stat().st_size
+        if not size: raise InputError("empty_file", path, "size", "0 bytes", "a scan", "copy or download the file again")
+        if raw[:2] != b"\x1f\x8b": return Head(raw, False, size)
+        file.seek(0)
+        return Head(_unpack(file, most, path), True, size)
 
 # %% ../../nbs/1_volumes/04_container.ipynb #fe9273b1
-def _unpack(raw: bytes, most: int, size: int, path: Path) -> bytes:
-    "As much of the packed `raw` as can be had, `most` bytes at the most."
-    try: data = zlib.decompressobj(31).decompress(raw, most)
+def _unpack(
+    file: BinaryIO,  # a gzip file, at its start; it may consist of many small ones, one behind the other
+    most: int,       # bytes wanted
+    path: Path,      # for messages
+) -> bytes:
+    "The first `most` bytes of what a gzip file holds, or as many as can be had."
+    data, machine = b"", zlib.decompressobj(31)
+    try:
+        while len(data) < most and (raw := machine.unconsumed_tail or machine.unused_data or file.read(4096)):
+            if machine.eof: machine, raw = zlib.decompressobj(31), raw.lstrip(b"\0")   # the next one; zeros between them are padding
+            data += machine.decompress(raw, most - len(data))
     except zlib.error as error:
-        raise InputError("gzip_corrupt", path, "gzip stream", "broken data at its start", "a whole gzip file", "copy or download the file again") from error
-    if not data and size <= len(raw):
-        raise InputError("gzip_truncated", path, "gzip stream", f"{size} bytes and no data", "a whole gzip file", "copy or download the file again")
+        if not data: raise InputError("gzip_corrupt", path, "gzip stream", "broken data at its start", "a whole gzip file", "copy or download the file again") from error
+    if not data: raise InputError("gzip_truncated", path, "gzip stream", f"{file.tell()} bytes and no data", "a whole gzip file", "copy or download the file again")
     return data
 
 # %% ../../nbs/1_volumes/04_container.ipynb #766389f7

@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from .container import Head, Layout
 from .files import InputError
-from .volume import axcodes, check_affine, grid_gap, spacing
+from .volume import SAME_GRID, axcodes, check_affine, grid_gap, spacing
 
 # %% ../../nbs/1_volumes/04a_nifti.ipynb #770ec250
 def _no(code: str, path, field: str, found, needs: str, do: str = "export the scan again"):
@@ -53,6 +53,13 @@ def _dtype(h, path) -> np.dtype:
     kind = np.dtype(_TYPES[code]).newbyteorder(h.endianness)
     if bits != 8*kind.itemsize: _no("bitpix_mismatch", path, "bitpix", bits, f"{8*kind.itemsize} for datatype {code}")
     return kind
+
+_MANY = {1004: "matrices", 1005: "matrices", 1006: "displacements", 1007: "vectors", 1008: "points", 1009: "triangles", 2003: "colours", 2004: "colours"}
+
+def _check_meaning(h, path):
+    "InputError if the header says that a voxel is not one number, or that it is measured in another unit than millimetres."
+    if (intent := int(h["intent_code"])) in _MANY: _no("intent_not_scalar", path, "intent_code", f"{intent} ({_MANY[intent]})", "one number a voxel", "give the scan itself")
+    if (unit := int(h["xyzt_units"]) & 7) not in (0, 2): _no("units_not_mm", path, "xyzt_units", {1: "metres", 3: "micrometres"}.get(unit, f"the unknown unit {unit}"), "millimetres")
 
 # %% ../../nbs/1_volumes/04a_nifti.ipynb #f6befd24
 def _scale(h, path) -> tuple:
@@ -96,6 +103,24 @@ def _pixdim(h, path, notes: dict) -> np.ndarray:
     if h["pixdim"][0] == 0: h["pixdim"][0] = 1   # nifti1.h: 0 is treated as 1
     return np.abs(size)
 
+# %% ../../nbs/1_volumes/04a_nifti.ipynb #95e71e38
+def _sized(
+    sform: np.ndarray,  # (4, 4)
+    size: np.ndarray,   # (3,) mm, from pixdim
+    path,               # for messages
+    notes: dict,        # gets what must be said
+) -> np.ndarray:
+    "The sform with the voxel size that the header means; InputError if it states two."
+    told = np.array(spacing(sform))
+    if np.allclose(told, size, rtol=.01): return sform
+    if np.allclose(size, 1, rtol=1e-3):
+        notes["pixdim_differs"] = f"pixdim says {size.tolist()} mm, the sform {told.tolist()} mm; the sform is used"
+        return sform
+    if not np.allclose(told, 1, rtol=1e-3):
+        _no("spacing_conflict", path, "sform, pixdim", f"voxels of {told.tolist()} mm and of {size.tolist()} mm", "one size of a voxel", "find out from the source of the scan which one is true, and save only that")
+    notes["sform_lost_size"] = f"the sform says 1 mm along every axis, pixdim {size.tolist()} mm; the size of pixdim is used"
+    return np.column_stack([sform[:, :3]*(size/told), sform[:, 3]])
+
 # %% ../../nbs/1_volumes/04a_nifti.ipynb #b671bbc6
 def _both(sform: np.ndarray, h, path, shape: tuple, notes: dict) -> np.ndarray:
     "The sform, if the qform does not contradict it."
@@ -104,7 +129,7 @@ def _both(sform: np.ndarray, h, path, shape: tuple, notes: dict) -> np.ndarray:
         notes["qform_unusable"] = "the qform makes no sense, the sform is used"
         return sform
     gap = grid_gap(sform, qform, shape)
-    if gap < .05: return sform
+    if gap <= SAME_GRID: return sform
     if axcodes(sform) != axcodes(qform):
         _no("orientation_conflict", path, "sform, qform", f"{axcodes(sform)} and {axcodes(qform)}", "one orientation", "find out from the source of the scan which one is true, and save only that")
     notes["sform_qform"] = f"sform and qform are {gap:.3g} voxels apart, the sform is used"
@@ -117,10 +142,8 @@ def _place(h, path, shape: tuple, notes: dict) -> np.ndarray:
     for name in ("sform_code", "qform_code"):
         if not 0 <= h[name] <= 5: _no("xform_code_unknown", path, name, int(h[name]), "0 to 5")
     if h["sform_code"] > 0:
-        sform = check_place(h.get_sform(), path, "sform")
-        if h["qform_code"] > 0: return _both(sform, h, path, shape, notes)
-        if not np.allclose(spacing(sform), size, rtol=.01): notes["pixdim_differs"] = f"pixdim says {size.tolist()} mm, the sform {list(spacing(sform))} mm; the sform is used"
-        return sform
+        sform = _sized(check_place(h.get_sform(), path, "sform"), size, path, notes)
+        return _both(sform, h, path, shape, notes) if h["qform_code"] > 0 else sform
     if h["qform_code"] > 0:
         try: return check_place(h.get_qform(), path, "qform")
         except HeaderDataError as error: _no("qform_bad", path, "quatern, qfac", error, "a rotation")
@@ -151,6 +174,13 @@ def _parse(data: bytes):
     h = kind(binaryblock=data[:size], endianness="<" if first else ">", check=False)
     return h, (data[4:7] == b"n+2" if second else data[344:347] == b"n+1")
 
+# %% ../../nbs/1_volumes/04a_nifti.ipynb #04c6e74f
+def _forget(h, data: bytes, path):
+    "Clear what NIfTI reads from places where Analyze keeps something else, and look at Analyze's own unit."
+    for name in ("sform_code", "qform_code", "xyzt_units", "scl_inter", "intent_code"): h[name] = 0
+    unit = data[56:60].strip(b"\0 ").lower()   # vox_units; dbh.h of Analyze 7.5
+    if unit.isalpha() and not unit.startswith(b"mm"): _no("units_not_mm", path, "vox_units", unit.decode(), "mm or nothing")
+
 # %% ../../nbs/1_volumes/04a_nifti.ipynb #2077f0b6
 def nifti_layout(
     head: Head,             # first bytes of the file that holds the header
@@ -161,10 +191,10 @@ def nifti_layout(
 ) -> Layout:
     "What a NIfTI-1, NIfTI-2 or Analyze header says, checked."
     h, single = _parse(head.data)
-    if analyze: h["sform_code"] = h["qform_code"] = h["xyzt_units"] = h["scl_inter"] = 0
+    if analyze: _forget(h, head.data, path)
     if "eol_check" in h.keys() and tuple(h["eol_check"]) not in ((13, 10, 26, 10), (0, 0, 0, 0)): _no("eol_changed", path, "eol_check", list(h["eol_check"]), "13 10 26 10", "copy the file again, as binary")
     notes, shape, dtype = {}, _shape(h, path), _dtype(h, path)
-    if (unit := int(h["xyzt_units"]) & 7) in (1, 3): _no("units_not_mm", path, "xyzt_units", {1: "metres", 3: "micrometres"}[unit], "millimetres")
+    _check_meaning(h, path)
     (slope, inter), offset = _scale(h, path), _offset(h, path, h.sizeof_hdr + 4 if single else 0)
     affine = _place(h, path, shape, notes)
     text = not analyze and has_text(h, head.data)
@@ -185,6 +215,7 @@ def mgh_layout(
     size = np.array(h["delta"], float)
     if not np.isfinite(size).all() or (size <= 0).any(): _no("pixdim_bad", path, "delta", size.tolist(), "three sizes above 0 mm")
     known = int.from_bytes(head.data[28:30], "big") == 1   # goodRASFlag; where it is 0 nibabel has filled in a default
-    notes = {} if known else dict(orientation_unknown="the header states no orientation, FreeSurfer's default is assumed")
+    notes = {} if known else dict(orientation_unknown="the header states no orientation and no size of a voxel (goodRASFlag is 0), FreeSurfer's defaults are assumed, 1 mm among them")
     with np.errstate(all="ignore"): affine = check_place(h.get_affine(), path, "Mdc, Pxyz_c")
+    if not np.allclose(spacing(affine), h["delta"], rtol=.01): _no("spacing_conflict", path, "Mdc, delta", f"directions that make voxels of {list(spacing(affine))} mm and {size.tolist()} mm", "directions of length 1")
     return Layout(path, path, shape, np.dtype(kinds[int(h["type"])]), affine, 284, "gzip" if head.zipped else "raw", 0, 1., 0., tuple(notes), tuple(notes.items()), True)
