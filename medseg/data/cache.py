@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,20 +21,17 @@ import numpy as np
 
 from .datasets import Case, load_case
 from .manifest import Item
-from ..volumes.files import InputError, RepairWarning, code_digest, digest, plain, write_json
+from ..volumes.files import InputError, RepairWarning, code_digest, digest, open_mode, plain, write_json
+from ..volumes.identity import scan_digest
 from ..volumes.many import spread
 
 # %% ../../nbs/2_data/03a_cache.ipynb #02861a1d
 def cache_key(
-    sources: list,   # files, and folders of DICOM series; counted with all their bytes
+    sources: list,   # scans and label maps: files, and folders of DICOM series
     settings: dict,  # all that decides what is made of them; JSON values
 ) -> str:  # 16 hexadecimal digits
-    "The name of what the package's present code would make of these files with these settings."
-    parts = [code_digest("volumes", "data"), json.dumps(plain(settings), sort_keys=True)]
-    for source in map(Path, sources):
-        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-        parts += [str(len(files)), *files]
-    return digest(*parts)
+    "The name of what the package's present code would make of these scans with these settings."
+    return digest(code_digest("volumes", "data"), json.dumps(plain(settings), sort_keys=True), *map(scan_digest, sources))
 
 # %% ../../nbs/2_data/03a_cache.ipynb #a1604e0c
 def put_entry(
@@ -42,15 +40,18 @@ def put_entry(
     arrays: dict,   # name -> array
     facts: dict,    # what else is to be known; JSON values
 ) -> Path:  # the entry
-    "Keep arrays under a name, all or nothing."
+    "Keep arrays under a name, all or nothing, for all who may use the folder."
     folder.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".part", dir=folder))
     try:
         for name, array in arrays.items(): np.save(new/f"{name}.npy", array, allow_pickle=False)
         write_json(new/"about.json", dict(facts=facts, digests={name: digest(new/f"{name}.npy") for name in arrays}))
+        mode = open_mode(folder)
+        for file in new.iterdir(): file.chmod(mode & 0o666)
+        new.chmod(mode)
         try: new.rename(folder/key)
         except OSError:
-            if not (folder/key).is_dir(): raise
+            if not os.path.isdir(folder/key): raise
     finally: shutil.rmtree(new, ignore_errors=True)
     return folder/key
 
@@ -61,17 +62,30 @@ def get_entry(
 ) -> tuple | None:  # arrays by name (memory maps, read only), and facts; None if there is no sound entry
     "What is kept under a name."
     entry = folder/key
-    if not entry.is_dir(): return None
+    if not os.path.isdir(entry): return None
     try:
         about = json.loads((entry/"about.json").read_text(encoding="utf-8"))
         if bad := [n for n, d in about["digests"].items() if digest(entry/f"{n}.npy") != d]: raise ValueError(f"{bad[0]}.npy is not what was written")
         arrays = {n: np.load(entry/f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in about["digests"]}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        warnings.warn(RepairWarning(f"{entry}: cache entry: found {e}; needs the bytes that were written; it is made again"), stacklevel=2)
-        shutil.rmtree(entry, ignore_errors=True)
+    except PermissionError as e:
+        _tell(entry, e, "the right to read it", "it is left as it is and the work is done again")
         return None
-    os.utime(entry)   # used now: the last to be thrown away
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        _tell(entry, e, "the bytes that were written", "it is made again")
+        _drop(entry)
+        return None
+    with suppress(OSError): os.utime(entry)   # used now: the last to be thrown away
     return arrays, about["facts"]
+
+def _tell(entry: Path, found, needs: str, done: str):
+    warnings.warn(RepairWarning(f"{entry}: cache entry: found {found}; needs {needs}; {done}"), stacklevel=3)
+
+def _drop(entry: Path) -> bool:
+    "Throw an entry away, whole at once for all who look; False if that is not allowed."
+    aside = entry.with_name(f".{entry.name}.{os.getpid()}.part")
+    try: entry.rename(aside); shutil.rmtree(aside)
+    except OSError: return False
+    return True
 
 # %% ../../nbs/2_data/03a_cache.ipynb #4ac75947
 def trim(
@@ -80,30 +94,42 @@ def trim(
     keep: tuple = (),  # names that must stay
 ) -> list[str]:  # the names that went
     "Make room in a cache."
-    def size(entry): return sum(p.stat().st_size for p in entry.iterdir())
-    entries = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.stat().st_mtime_ns)
-    total, gone = sum(map(size, entries)), []
-    for entry in entries:
+    entries = sorted(filter(None, map(_size, folder.iterdir())))
+    total, gone = sum(size for _, size, _ in entries), []
+    for _, size, entry in entries:
         if total <= most_gb*1e9: break
-        if entry.name in keep: continue
-        total -= size(entry); shutil.rmtree(entry); gone.append(entry.name)
+        if entry.name in keep or not _drop(entry): continue
+        total -= size
+        gone.append(entry.name)
     if total > most_gb*1e9: raise InputError("cache_full", folder, "size", f"{total/1e9:.2f} GB in use", f"at most {most_gb:g} GB", "allow the cache more")
     return gone
+
+def _size(entry: Path) -> tuple | None:
+    "When an entry was last used, its bytes, and itself; None for what is no entry, is gone, or may not be read."
+    try:
+        about = json.loads((entry/"about.json").read_text(encoding="utf-8"))
+        files = [entry/"about.json", *(entry/f"{name}.npy" for name in about["digests"])]
+        if entry.name.startswith(".") or {*entry.iterdir()} != {*files}: return None
+        return entry.stat().st_mtime_ns, sum(f.stat().st_size for f in files), entry
+    except (OSError, ValueError, KeyError, TypeError): return None
 
 # %% ../../nbs/2_data/03a_cache.ipynb #f51e247e
 def cached(
     folder: str | Path,     # of the cache; made if it is not there
-    sources: list,          # files that `make` reads
+    sources: list,          # scans and label maps that `make` reads
     settings: dict,         # that `make` obeys; JSON values
     make: Callable,         # () -> arrays by name, and facts
     most_gb: float = 50.,   # the cache's budget
-) -> tuple:  # arrays by name (memory maps), and facts
+) -> tuple:  # arrays by name (memory maps where they could be kept), and facts
     "What `make` gives, from the cache if it is there."
     folder, key = Path(folder), cache_key(sources, settings)
     if found := get_entry(folder, key): return found
-    put_entry(folder, key, *make())
-    trim(folder, most_gb, keep=(key,))
-    return get_entry(folder, key)
+    arrays, facts = make()
+    try: put_entry(folder, key, arrays, facts); trim(folder, most_gb, keep=(key,))
+    except OSError as e: _tell(folder, e, "a folder with room that can be written to", "the work is not kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RepairWarning)   # told already
+        return get_entry(folder, key) or (arrays, plain(facts))
 
 # %% ../../nbs/2_data/03a_cache.ipynb #3a718f84
 def kept_case(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import InputError
+from .files import InputError, walk
 from .slices import NO_IMAGE, Slice, is_dicom, modality_of, read_tags, slices_in, stored_pixels, tag, whole
 from .volume import Volume
 
@@ -102,8 +102,10 @@ def find_series(
     folder: str | Path,  # only files directly in it are looked at
 ) -> list[Series]:  # those with the most files first
     "The DICOM series of a folder, found by content; a file with several frames is a series of its own."
-    folder, heaps, notes = Path(folder), {}, []
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"):
+    folder, heaps = Path(folder), {}
+    _, inside, dark = next(walk(folder))
+    notes = [f"{p.name}: cannot be opened" for p in dark]
+    for file in (p for p in inside if p.name != "DICOMDIR"):
         if not is_dicom(file): notes.append(f"{file.name}: no DICOM"); continue
         try: d = read_tags(file)
         except InputError as error: notes.append(f"{file.name}: {error.code}"); continue
@@ -121,6 +123,7 @@ def _only_series(
     if isinstance(source, Series): return source.files, source.folder
     if not isinstance(source, (str, Path)): return tuple(Path(f) for f in source), Path(source[0])
     if not Path(source).is_dir(): return (Path(source),), Path(source)
+    if dark := next(walk(source))[2]: raise InputError("not_readable", dark[0], "file", "what cannot be opened", "all files of the series", "mount the store, fetch the file, or correct the permissions")
     found = find_series(source)
     images = [s for s in found if s.image]
     if len(images) > 1: raise InputError("dicom_two_series", source, "SeriesInstanceUID", "; ".join(s.name for s in images[:6]), "one image series", "put each series into its own folder")

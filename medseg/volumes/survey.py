@@ -6,7 +6,6 @@
 __all__ = ['find_volumes', 'oddities', 'survey', 'look', 'plot_survey']
 
 # %% ../../nbs/1_volumes/10_survey.ipynb #b14392dd
-import os
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from .container import kind_of, peek
 from .dicom import Header, find_series, series_header
-from .files import InputError, one_line
+from .files import InputError, one_line, walk
 from .many import spread
 from .read import read_header
 from .slices import is_dicom
@@ -32,7 +31,7 @@ def _is_scan(
     if _NAMED.search(name): return True
     try: return bool(kind_of(peek(file), file))
     except InputError as error: return error.code in ("magic_unknown", "header_truncated")
-    except OSError: return False
+    except OSError: return True   # nobody knows
 
 # %% ../../nbs/1_volumes/10_survey.ipynb #2e13f21d
 def _dicom_paths(
@@ -54,17 +53,15 @@ def _one_place(series) -> bool:
 # %% ../../nbs/1_volumes/10_survey.ipynb #fff9792a
 def find_volumes(
     paths,  # a file or folder, or a list of them; folders are searched to the bottom
-) -> list[Path]:  # files, and folders that hold a DICOM series, in order
-    "Everything below `paths` that is a scan or ought to be one; hidden files are passed over."
+) -> list[Path]:  # files, folders that hold a DICOM series, and links and folders that cannot be opened, in order
+    "Everything below `paths` that is a scan, ought to be one, or cannot be looked at; hidden files are passed over."
     paths, found = [paths] if isinstance(paths, (str, Path)) else paths, []
     for top in map(Path, paths):
         if not top.is_dir(): found.append(top); continue
-        for folder, inner, names in os.walk(top):
-            inner[:] = sorted(d for d in inner if not d.startswith("."))
-            files = [Path(folder)/n for n in sorted(names) if not n.startswith(".") and (Path(folder)/n).is_file()]
+        for folder, files, dark in walk(top):
             dicom = {f for f in files if _looks_dicom(f)}
-            here = sorted(([] if not dicom else _dicom_paths(Path(folder))) + [f for f in files if f not in dicom and _is_scan(f)])
-            found += here or [Path(folder)]*bool(_NAMED.search(folder))   # a folder that calls itself a scan
+            here = sorted(([] if not dicom else _dicom_paths(folder)) + [f for f in files if f not in dicom and _is_scan(f)] + dark)
+            found += here or [folder]*bool(_NAMED.search(str(folder)))   # a folder that calls itself a scan
     return list(dict.fromkeys(found))
 
 def _looks_dicom(file: Path) -> bool:
