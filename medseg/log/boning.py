@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .terminal import JSON, app, say
-from ..volumes.files import InputError
+from ..volumes.files import InputError, check_outputs
 
 # %% ../../nbs/6_log/04c_boning.ipynb #5f011d7e
 @app.command()
@@ -30,12 +30,13 @@ def bone(
     Example: medseg bone anna_ct.nii.gz -o anna_bone.nii.gz --mesh anna_bone.stl"""
     from medseg.translate.bone import METHODS, bone_mask
     from medseg.translate.mesh import bone_mesh, check_mesh_name, write_mesh
-    from medseg.volumes.read import read_volume
+    from medseg.volumes.read import read_volume, scan_files
     from medseg.volumes.write import write_labels
     method = method or ("otsu" if threshold is None else "fixed")
     if method not in METHODS: raise InputError("method_unknown", ct, "method", method, ", ".join(METHODS), "correct the name")
     if not out.name.endswith((".nii", ".nii.gz")): raise InputError("mask_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the mask so")
     if mesh: check_mesh_name(mesh)
+    check_outputs({"-o": out, "--mesh": mesh}, scan_files(ct))
     found, facts = bone_mask(read_volume(ct), method, threshold, least_ml)
     write_labels(out, found)
     surface = bone_mesh(found) if mesh and found.voxels.any() else None

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .terminal import JSON, app, draw, progress, say
-from ..volumes.files import one_line, write_text
+from ..volumes.files import check_outputs, one_line, write_text
 
 # %% ../../nbs/6_log/04b_collapsing.ipynb #d9f10198
 @app.command()
@@ -30,6 +30,7 @@ def collapse(
     Example: medseg collapse --inputs test_mr --outputs made_ct --html panel.html"""
     from medseg.translate.panelpage import number_rows, panel_page
     from medseg.translate.saved import saved_panel
+    check_outputs({"--html": html})
     with progress() as bar:
         task = bar.add_task("scans", total=None)
         report, stacks = saved_panel(inputs, outputs, real, train, lambda done, total: bar.update(task, completed=done, total=total))

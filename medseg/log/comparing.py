@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .terminal import JSON, app, draw, say
+from ..volumes.files import check_outputs
 
 # %% ../../nbs/6_log/04f_comparing.ipynb #cce9c773
 @app.command()
@@ -28,6 +29,7 @@ def compare(
     Example: medseg compare log/phantom-unet-* --score bone_dice --html seeds.html"""
     from medseg.log.compare import compare as side_by_side
     from medseg.log.comparepage import write_comparison
+    check_outputs({"--html": html}, [f for run in runs for f in run.rglob("*") if f.is_file()] if html else ())
     told = side_by_side(runs, score, [c.strip() for c in by.split(",") if c.strip()])
     if html: write_comparison(html, runs, told, title)
     kinds = [{k: v for k, v in one.items() if k != "trainings"} | {"runs": list(dict.fromkeys(m["run"] for m in one["trainings"]))} for one in told["kinds"]]

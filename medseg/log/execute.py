@@ -7,24 +7,28 @@ __all__ = ['parameters', 'typed', 'checked', 'read_parameters', 'find_experiment
 
 # %% ../../nbs/6_log/01c_execute.ipynb #47cac605
 import ast
+import logging
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import papermill
 import yaml
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from papermill.exceptions import PapermillExecutionError
 
 import medseg
-from .runs import check_resume, new_folder, now, read_json
-from ..volumes.files import InputError, atomic, one_line, read_rows, write_json
+from .runs import CLAIM, check_owner, check_resume, claim_folder, claim_word, hold, let_go, read_json, recorded
+from ..volumes.files import InputError, atomic, one_line, read_rows
+from ..volumes.many import stoppable
 
 # %% ../../nbs/6_log/01c_execute.ipynb #3947ff6b
 def parameters(
@@ -95,17 +99,28 @@ def run_experiment(
     "Execute an experiment with parameters that it knows; the notebook is kept with the results."
     notebook = Path(notebook)
     values = dict(_stopped(notebook, Path(resume), checked(notebook, given)), resume=True) if resume else checked(notebook, {k: v for k, v in given.items() if k != "out"})
-    folder = Path(resume or out or given.get("out") or new_folder(notebook.stem))
-    if folder.exists() and not resume: raise InputError("run_exists", folder, "folder", "a folder or file of this name", "a new name", "choose another --out")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: on a busy machine spinning costs most of the time
-    with tempfile.TemporaryDirectory() as scratch, _stoppable(), _tail(folder/"rows.jsonl", watch):
-        done = Path(scratch)/notebook.name
-        try: papermill.execute_notebook(str(notebook), str(done), parameters=dict(values, out=str(folder)), kernel_name="python3",
-                                        progress_bar=False, start_timeout=600, kernel_manager_class=_kernel(scratch), extra_arguments=["--IPKernelApp.log_level=50"])   # what a kernel has to say about itself is not for the user
-        except PapermillExecutionError as e: _ended(folder, "failed", f"{e.ename}: {e.evalue}"); raise RunFailed(folder, notebook, e.ename, e.evalue) from e
-        except KeyboardInterrupt: _ended(folder, "interrupted", "stopped by a signal"); raise
-        finally: _keep(done, folder)
+    with stoppable():
+        folder, lock = (Path(resume), hold(Path(resume))) if resume else claim_folder(notebook.stem, out or given.get("out", ""))
+        try:
+            with recorded(folder, lock): _execute(notebook, dict(values, out=str(folder)), folder, lock, watch)
+        finally: _leave(folder, lock, not resume)
     return folder
+
+def _execute(notebook: Path, values: dict, folder: Path, lock, watch: Callable | None):
+    "Hand a run to papermill; RunFailed if a cell or the kernel comes to a bad end."
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)   # what it would say of a kernel's end is said in the error
+    place, transport = _place()
+    with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as room, _tail(folder/"rows.jsonl", watch):
+        done, ended = Path(room)/notebook.name, []
+        kernel = _kernel(room, transport, {CLAIM: claim_word(lock), "IPYTHONDIR": f"{room}/ipython"}, ended)   # nothing of a user's own IPython, and no need of a home
+        try: papermill.execute_notebook(str(notebook), str(done), parameters=values, kernel_name="python3", progress_bar=False, start_timeout=600, kernel_manager_class=kernel,
+                                        extra_arguments=["--IPKernelApp.log_level=50"])   # what a kernel has to say about itself is not for the user
+        except PapermillExecutionError as e: raise _cell_failed(folder, notebook, e) from e
+        except RuntimeError as e:
+            if "Kernel died" not in str(e): raise
+            raise _kernel_ended(folder, ended[0] if ended else 0) from e
+        finally: _keep(done, folder, lock)
 
 def _stopped(notebook: Path, folder: Path, given: dict) -> dict:
     "The parameters of a run that was stopped, which are not to change."
@@ -114,37 +129,65 @@ def _stopped(notebook: Path, folder: Path, given: dict) -> dict:
     check_resume(folder, given)   # before a kernel is started
     return {k: v for k, v in read_json(folder/"config.json").items() if k in known}
 
-def _kernel(folder: str) -> type:
-    "A kind of kernel that is spoken to through files in a folder, not through open ports."
-    return type("LocalKernel", (AsyncKernelManager,), dict(transport="ipc", ip=str(Path(folder)/"kernel")))
+# %% ../../nbs/6_log/01c_execute.ipynb #f058eac5
+def _place() -> tuple:  # a folder, None for the usual one; and a way to speak to kernels
+    "Where sockets can be made; ports of this machine are used where there is no such place."
+    for place in (None, "/tmp", "/var/tmp", "/dev/shm"):
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=place) as room, socket.socket(socket.AF_UNIX) as one:
+            one.bind(f"{room}/kernel-123456")
+            return place, "ipc"
+    return None, "tcp"
 
+def _kernel(room: str, transport: str, more: dict, ended: list) -> type:
+    "A kind of kernel that is spoken to through `room`, knows `more` of an environment, and whose exit status comes into `ended` if it ends by itself."
+    class LocalKernel(AsyncKernelManager):
+        async def start_kernel(self, **words): return await KernelManager._async_start_kernel(self, **dict(words, env=dict(os.environ, **more)))
+        async def _async_is_alive(self):
+            code = await self.provisioner.poll() if self.has_kernel else 0
+            if code is not None: ended.append(code)
+            return code is None
+    return type("LocalKernel", (LocalKernel,), dict(connection_file=f"{room}/kernel.json", transport=transport, **(dict(ip=f"{room}/kernel") if transport == "ipc" else {})))
+
+# %% ../../nbs/6_log/01c_execute.ipynb #c438c619
 class RunFailed(RuntimeError):
-    "A cell of the experiment ended in an error."
-    def __init__(self, folder, notebook, kind, said):
-        self.folder, self.kind, self.said = folder, kind, said
-        super().__init__(f"{folder}: run: found {kind}: {one_line(said, 300)}; needs cells that end well; do read {folder}/{Path(notebook).name}")
+    "A run came to a bad end."
+    def __init__(self, folder: Path, found: str, needs: str, do: str):
+        self.folder, self.found = folder, found
+        super().__init__(f"{one_line(folder)}: run: found {found}; needs {needs}; do {do}")
+
+_LESS = "take a smaller batch, crop, patch or width, or a machine with more memory"
+_MEMORY = re.compile("MemoryError|out ?of ?memory|not enough memory|bad_alloc|cannot allocate memory", re.I)
+
+def _used() -> str:
+    "The most memory that a process started from here has used."
+    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**20:.2f} GiB"
+
+def _cell_failed(folder: Path, notebook: Path, error: PapermillExecutionError) -> RunFailed:
+    "What to say of a cell that raised."
+    found = f"{error.ename}: {one_line(error.evalue, 300)}"
+    if _MEMORY.search(found): return RunFailed(folder, found, f"more memory; {_used()} were used", _LESS)
+    return RunFailed(folder, found, "cells that end well", f"read {one_line(folder/notebook.name)}" if (folder/"config.json").exists() else "correct the settings")
+
+def _kernel_ended(folder: Path, code: int) -> RunFailed:
+    "What to say of a kernel that ended before its notebook did."
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    why = "most probably killed because memory ran out" if code == -signal.SIGKILL else "mostly a lack of memory, or a fault of a library"
+    return RunFailed(folder, f"a kernel {how}, {_used()} used", f"a kernel that lives ({why})", _LESS)
 
 # %% ../../nbs/6_log/01c_execute.ipynb #e7904771
-def _keep(done: Path, folder: Path):
-    "Put the executed notebook beside the results, if both are there."
-    if done.exists() and folder.is_dir():
-        with atomic(folder/done.name) as new: shutil.copyfile(done, new)
+def _keep(done: Path, folder: Path, lock):
+    "Put the executed notebook beside the results, if both are there and the folder is ours."
+    with suppress(InputError):
+        check_owner(folder, lock)
+        if done.exists() and (folder/"config.json").exists():
+            with atomic(folder/done.name) as new: shutil.copyfile(done, new)
 
-def _ended(folder: Path, state: str, why: str):
-    "Write the record of a run that did not finish."
-    if not folder.is_dir() or (folder/"result.json").exists(): return
-    config = read_json(folder/"config.json") if (folder/"config.json").exists() else {}
-    write_json(folder/"result.json", dict(experiment=config.get("experiment", ""), name=config.get("name", ""), started=config.get("started"), finished=now(),
-                                          state=state, notes=[why]))
-
-@contextmanager
-def _stoppable():
-    "Within, SIGTERM is heard as an interrupt, so that kernels are shut down and records written."
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    def stop(*_): raise KeyboardInterrupt
-    old = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, old)
+def _leave(folder: Path, lock, made: bool):
+    "Let the folder go; one that was made for a run which never began is taken away again."
+    with suppress(OSError, InputError):
+        if not lock.closed: check_owner(folder, lock)
+        if made and not (folder/"config.json").exists(): (folder/"run.lock").unlink(); folder.rmdir()
+    if not lock.closed: let_go(lock)
 
 # %% ../../nbs/6_log/01c_execute.ipynb #322c6b07
 @contextmanager
@@ -154,7 +197,8 @@ def _tail(path: Path, watch: Callable | None):
     def look():
         nonlocal seen
         if not path.exists(): return
-        rows = read_rows(path)
+        try: rows = read_rows(path)
+        except OSError: return   # the folder is gone: the run itself will say so
         for row in rows[min(seen, len(rows)):]: watch(row)   # a resumed run has forgotten some
         seen = len(rows)
     def loop():

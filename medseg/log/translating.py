@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .terminal import JSON, Pair, app, progress, say
-from ..volumes.files import InputError
+from ..volumes.files import InputError, check_outputs
 
 # %% ../../nbs/6_log/04a_translating.ipynb #46ac98ff
 @app.command()
@@ -28,11 +28,12 @@ def translate(
 
     Example: medseg translate model.safetensors anna_t2.nii.gz -o anna_ct.nii.gz"""
     from medseg.translate.predict import load_translator, made_name, translate_scan
-    from medseg.volumes.read import read_volume
+    from medseg.volumes.read import read_volume, scan_files
     from medseg.volumes.write import write_volume
     net, recipe = load_translator(checkpoint)
     out = out or Path(made_name(image, recipe.direction))
     if not out.name.endswith((".nii", ".nii.gz")): raise InputError("scan_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the scan so")
+    check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
     scan = read_volume(image)
     with progress() as bar:
         task = bar.add_task(recipe.direction, total=None)
