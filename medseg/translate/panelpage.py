@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 
 from .regions import region_maps
 from .similarity import centred
+from ..volumes.files import one_line
 
 # %% ../../nbs/5_translate/12b_panelpage.ipynb #d1dea88f
 def _short(name: str) -> str:
     "Enough of a name to know the scan."
-    return name.removesuffix(".gz").removesuffix(".nii")[-18:].replace("$", "")  # a dollar would start a formula
+    return one_line(name).removesuffix(".gz").removesuffix(".nii")[-18:].replace("$", "")  # a dollar would start a formula
 
 def matrix_figure(
     report: dict,  # of `panel`

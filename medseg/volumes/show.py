@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from .draw import (PLANES, check_axis, color_of, grey_level, legend_below, legend_of, letter, place_of, ready,
                                  slice_picture, spread)
-from .files import digest
+from .files import digest, one_line
 from .volume import Volume, world
 
 # %% ../../nbs/1_volumes/09a_show.ipynb #9862fdcb
@@ -35,7 +35,7 @@ def _sheet(
     fig, axs = plt.subplots(rows, columns, figsize=(1.6*columns, rows*(1.6*height/width + .22)), dpi=100, squeeze=False, layout="constrained")
     for ax in axs.flat: ax.axis("off")
     for ax, picture, title in zip(axs.flat, pictures, titles):
-        ax.imshow(picture); ax.set_title(title, fontsize=7, pad=2)
+        ax.imshow(picture); ax.set_title(one_line(title), fontsize=7, pad=2)
         letter(ax, letters)
     legend_below(fig, legend)
     plt.close(fig)
@@ -130,7 +130,7 @@ def compare(
     fig, axs = plt.subplots(1, len(pairs), figsize=(2*len(pairs), 2*shape + .3), dpi=100, squeeze=False, layout="constrained")
     for ax, (v, _), shot, title in zip(axs.flat, pairs, shots, titles):
         ax.imshow(shot, extent=frame_mm(v, axis)); ax.set(xlim=frame[:2], ylim=frame[2:], facecolor="black", xticks=[], yticks=[])
-        ax.set_title(title, fontsize=8, pad=2); letter(ax, PLANES[axis][1])
+        ax.set_title(one_line(title), fontsize=8, pad=2); letter(ax, PLANES[axis][1])
     plt.close(fig)
     return fig
 
@@ -199,7 +199,7 @@ def stamp(
     image = Image.fromarray(rgb); draw, (w, h) = ImageDraw.Draw(image), image.size
     for side, at, anchor in zip(letters, ((3, h/2), (w - 3, h/2), (w/2, 2), (w/2, h - 3)), ("lm", "rm", "mt", "mb")):
         draw.text(at, side, fill="gold", anchor=anchor)
-    draw.text((3, h - 3), text, fill="white", anchor="lb"); draw.text((3, 2), title, fill="white", anchor="lt")
+    draw.text((3, h - 3), text, fill="white", anchor="lb"); draw.text((3, 2), one_line(title), fill="white", anchor="lt")
     return np.asarray(image)
 
 def jpeg(rgb: np.ndarray) -> bytes:
