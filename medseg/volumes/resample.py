@@ -51,12 +51,13 @@ def _box(
     "The part of the old grid that a part of the new one is made from."
     corners = world(step, list(product(*[(0, n - 1) for n in part])))
     low, high = corners.min(0), corners.max(0)
-    inside = bool((low >= -.5 - _EDGE).all() and (high <= np.array(old) - .5 + _EDGE).all())
+    inside = bool((low >= -.5 - _RIM).all() and (high <= np.array(old) - .5 + _RIM).all())
     first = np.clip(np.floor(low - margin), 0, np.array(old) - 1).astype(int)
     last = np.clip(np.ceil(high + margin), first, np.array(old) - 1).astype(int)
     return tuple(slice(a, b + 1) for a, b in zip(first, last)), inside
 
-_EDGE = 1e-6  # voxels; float noise at the outer faces
+_EDGE = 1e-6        # voxels; float noise
+_RIM = .25 + _EDGE  # voxels beyond the outer faces in which the border voxel still goes on: as much as `_grid` may leave out
 
 # %% ../../nbs/1_volumes/05_resample.ipynb #67a9e3a3
 def _beyond(
@@ -64,11 +65,11 @@ def _beyond(
     part: tuple,       # shape of the new part
     old: tuple,        # shape of the old grid
 ) -> np.ndarray:  # bool, shape `part`
-    "True for the new voxels whose centre lies outside the old field of view."
+    "True for the new voxels whose centre lies outside the old field of view and its rim."
     index, out = np.ogrid[tuple(slice(n) for n in part)], np.zeros(part, bool)
     for row, n in zip(step[:3], old):
         where = sum(row[k]*index[k] for k in range(3) if row[k]) + row[3]
-        out |= (where < -.5 - _EDGE) | (where > n - .5 + _EDGE)
+        out |= (where < -.5 - _RIM) | (where > n - .5 + _RIM)
     return out
 
 # %% ../../nbs/1_volumes/05_resample.ipynb #e08e7e0a
@@ -95,7 +96,7 @@ def resample_to(
     v: Volume,              # the scan, or its labels
     like: Volume,           # whose grid is wanted; its voxels are not read
     labels: bool = False,   # copy the nearest value; the dtype must be an integer or bool
-    outside=None,           # value beyond the field of view of `v`; None: the minimum of a scan, 0 for labels
+    outside=None,           # value beyond the field of view of `v` and a rim of a quarter voxel; None: the minimum of a scan, 0 for labels
     smooth: bool = True,    # blur scans along axes that get coarser (`_blur`)
 ) -> Volume:  # on the grid of `like`, with the dtype of `v`; integers of a scan are rounded
     "`v` read off at the voxels of `like`."
