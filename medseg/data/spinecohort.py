@@ -18,20 +18,21 @@ from ..volumes.write import write_labels, write_volume
 # %% ../../nbs/2_data/11_spinecohort.ipynb #9f77376e
 def make_spine(
     folder: Path,       # of the cohort
-    kind: str,          # "mr", "ct" or "test"
+    kind: str,          # "mr", "ct", "validation" or "test"
     subject: int, seed: int,
     spacing: tuple, extent_mm: tuple,  # mm
     weighting: str,     # of MR: "t1" or "t2"
 ) -> dict:  # what is known of the scan
-    "Write the scan of one person, and for a test person the hidden CT and labels."
+    "Write the scan of one person, and for who is not trained on the hidden CT and labels."
     asked, name = dict(seed=seed, spacing=spacing, extent_mm=extent_mm), f"spine_{subject:04d}"
     scan = spine_ct(subject, **asked) if kind == "ct" else spine_mr(subject, weighting=weighting, **asked)
     modality = scan.facts["modality"]
     write_volume(folder/modality.lower()/f"{name}_{modality.lower()}.nii.gz", scan.image)
-    if kind == "test":
+    apart = kind in ("validation", "test")
+    if apart:
         write_volume(folder/"hidden"/f"{name}_ct.nii.gz", spine_ct(subject, **asked).image)
         write_labels(folder/"hidden"/f"{name}_labels.nii.gz", scan.labels)
-    return dict(scan.facts, subject=name, split="test" if kind == "test" else "train")
+    return dict(scan.facts, subject=name, split=kind if apart else "train")
 
 # %% ../../nbs/2_data/11_spinecohort.ipynb #0573afc1
 def make_spine_cohort(
@@ -44,11 +45,12 @@ def make_spine_cohort(
     weighting: str = "t2",       # of all MR: "t1" or "t2"
     workers: int = 2,            # processes
     done: Callable = lambda fact: None,  # called as each scan is written
+    validation: int = 0,         # people for the decisions of a training, as those to test on
 ) -> Path:  # the manifest
     "Write an unpaired cohort of spine phantoms. The same arguments give the same files."
-    if not (1 <= mr <= 500 and 1 <= ct <= 500 and 0 <= test <= 500): raise ValueError(f"a cohort needs 1 to 500 mr and ct and 0 to 500 test, got {mr}, {ct}, {test}")
+    if not (1 <= mr <= 500 and 1 <= ct <= 500 and 0 <= min(test, validation) <= max(test, validation) <= 500): raise ValueError(f"a cohort needs 1 to 500 mr and ct and 0 to 500 test and validation, got {mr}, {ct}, {test}, {validation}")
     folder = Path(folder).absolute()
-    kinds = [("mr", n) for n in range(mr)] + [("ct", 500 + n) for n in range(ct)] + [("test", 1000 + n) for n in range(test)]
+    kinds = [("mr", n) for n in range(mr)] + [("ct", 500 + n) for n in range(ct)] + [("test", 1000 + n) for n in range(test)] + [("validation", 1500 + n) for n in range(validation)]
     jobs = [(folder, kind, n, seed, tuple(spacing_ct if kind == "ct" else spacing_mr), tuple(extent_mm), weighting) for kind, n in kinds]
     facts = []
     with mapper(min(workers, len(jobs))) as spread:
