@@ -9,7 +9,7 @@
 # healthy for a long time, since a generator that stands still still passes edges on.
 #
 # One run makes many short trainings, one for each recipe and seed, half of them made to collapse. What the monitor sees is
-# written at each look; at the end the made CT of test people are held against their hidden CT, which the monitor never sees.
+# written at each look; at the end the made CT of those validation people are held against their hidden CT, which the monitor never sees.
 # A stopped run goes on with the next training.
 
 # %% tags=["parameters"]
@@ -17,7 +17,7 @@ name = "smoke"          # of the run, free text
 recipes = "plain,constant"  # which, with commas; "" takes all
 seeds = "0"             # of the trainings, with commas
 people = 4              # phantoms to train on, of each modality
-testers = 4             # phantoms that the monitor looks at; their CT is hidden
+validators = 4          # phantoms that the monitor looks at, and nobody is tested on; their CT is hidden
 anatomy = 0             # seed of the phantoms: another one makes other people
 voxels = 16             # a side
 spacing_mm = 6.0
@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from medseg.data.manifest import read_manifest, split_items
+from medseg.data.manifest import read_manifest
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import load_scan, load_sides, scale_ct
 from medseg.log.runs import finish_run, resume_run, start_run
@@ -50,11 +50,11 @@ from medseg.volumes.files import digest, read_rows
 # %%
 @dataclass(frozen=True)
 class Config:
-    name: str; recipes: str; seeds: str; people: int; testers: int; anatomy: int; voxels: int; spacing_mm: float; steps: int; every: int; threads: int
+    name: str; recipes: str; seeds: str; people: int; validators: int; anatomy: int; voxels: int; spacing_mm: float; steps: int; every: int; threads: int
 
     def __post_init__(self):
         if unknown := sorted(set(self.chosen) - set(RECIPES)): raise ValueError(f"recipes must be of {sorted(RECIPES)}, got {unknown}")
-        if min(self.people, self.testers) < 4 or self.voxels < 12 or not 1 <= self.every <= self.steps: raise ValueError(f"people and testers must be at least 4, voxels 12, and every in 1..steps, got {self}")
+        if min(self.people, self.validators) < 4 or self.voxels < 12 or not 1 <= self.every <= self.steps: raise ValueError(f"people and validators must be at least 4, voxels 12, and every in 1..steps, got {self}")
 
     @property
     def chosen(self): return self.recipes.split(",") if self.recipes else list(RECIPES)
@@ -68,15 +68,15 @@ run = (resume_run if resume else start_run)("collapse", asdict(config), out)
 # %% [markdown]
 # ## Run
 #
-# MR and CT of different people to train on; further people to look at.
+# MR and CT of different people to train on; further people to look at, marked validation: limits that were found on test people would have seen the test.
 
 # %%
 cohort, at = run.folder/"cohort"/"manifest.csv", (spacing_mm,)*3
-if not cohort.exists(): make_spine_cohort(cohort.parent, people, people, testers, anatomy, at, at, (voxels*spacing_mm,)*3, "t2", workers=1)
-train, test = split_items(read_manifest(cohort), seed=0)
+if not cohort.exists(): make_spine_cohort(cohort.parent, people, people, 0, anatomy, at, at, (voxels*spacing_mm,)*3, "t2", workers=1, validation=validators)
+train, validation = ([i for i in read_manifest(cohort) if i.split == side] for side in ("train", "validation"))
 mr, ct = load_sides(train)
-watch = Watch(np.stack([load_scan(i).unit() for i in test]), np.stack([s.unit() for s in ct]), at)
-hu = np.stack([hidden_ct(cohort.parent, i.subject)[0].voxels for i in test])
+watch = Watch(np.stack([load_scan(i).unit() for i in validation]), np.stack([s.unit() for s in ct]), at)
+hu = np.stack([hidden_ct(cohort.parent, i.subject)[0].voxels for i in validation])
 answers, bodies = scale_ct(hu), np.stack([body_mask(v) for v in hu])
 
 # %% [markdown]
@@ -104,7 +104,7 @@ for recipe, s in config.plan:
 rows = read_rows(run.folder/"rows.jsonl")
 table = [{k: v for k, v in r.items() if k != "kind"} for r in rows if r["kind"] == "training"]
 result = finish_run(run, headline={"trainings": len(table), "made to collapse": sum(bool(r["cause"]) for r in table)}, table=table, cost=dict(updates=steps*len(table)), data="phantom",
-                    data_digest=digest(*[i.image for i in train + test]), notes=["All scans are phantoms: nothing here is a claim about patients."])
+                    data_digest=digest(*[i.image for i in train + validation]), notes=["All scans are phantoms: nothing here is a claim about patients."])
 
 # %% [markdown]
 # ## Conclusion

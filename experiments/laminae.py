@@ -130,7 +130,7 @@ for k in who:
     for n, (file, (by, seed)) in enumerate(files.items()):
         net, recipe = load_translator(file)
         best = coarse(k, recipe.spacing_mm)
-        if not n: table += told(f"measured CT, {recipe.spacing_mm:g} mm", k, "", best, None)
+        if not n: table += told(f"measured CT, {' × '.join(f'{s:g}' for s in np.atleast_1d(recipe.spacing_mm))} mm", k, "", best, None)
         for kind, scans in inputs.items():
             made[kind, k, n] = translate_scan(net, recipe, scans[k].image)[0]
             table += told(f"CT made of {kind}{by}", k, file.stem, bone_mask(made[kind, k, n], body=body[k])[0], best, kind, seed)

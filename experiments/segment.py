@@ -135,7 +135,7 @@ for item in test:
         table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, z_mm=scan.spacing[2], slices=scan.shape[2], **score,
                           dropped_ml=dropped[int(number) - 1]))
         run.row("subject", table[-1])
-    shown.append((item.subject, *best_slice(scan, mask, labels)))
+    shown.append((item_name(item, test), *best_slice(scan, mask, labels)))
 
 # %% [markdown]
 # ## Artefacts

@@ -12,13 +12,14 @@
 
 # %% tags=["parameters"]
 name = "smoke"          # of the run, free text
-manifest = ""           # CSV with subject,image,split,modality; "" makes phantoms
+manifest = ""           # CSV with subject,image,split,modality,truth; "" makes phantoms
 people = 3              # phantoms to train on, of each modality
 testers = 2             # phantoms to test on; their CT is hidden from training
+validators = 4          # phantoms that the alarm and the pictures on the way look at; made if either is asked for
 anatomy = 0             # seed of the phantoms: another one makes other people
 weighting = "t2"        # of the phantoms' MR: t1 or t2
 extent_mm = "72,72,72"  # of the phantoms, along x, y, z
-spacing_mm = 4.0        # voxel size to work at; 0 is each scan's own
+spacing_mm = 4.0        # voxel size to work at; 0 is that of the scans, if they all have one
 ct_range = "-1000,2000" # HU that become -1 and 1; what lies outside is cut off
 patch = "16"            # voxels a side, or x,y,z
 batch = 1               # patches of each modality a step
@@ -82,25 +83,25 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 
 from medseg.data.cohort import is_phantom
-from medseg.data.manifest import item_name, read_manifest, split_items, subjects
+from medseg.data.manifest import hold_validation, item_names, read_manifest, split_items, subjects
 from medseg.data.spinecohort import make_spine_cohort
-from medseg.data.unpaired import HIDDEN, PatchDraw, load_scan, load_sides, unpaired_batches
+from medseg.data.unpaired import PatchDraw, load_scan, load_sides, make_scan, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
 from medseg.train.loop import seed_everything
-from medseg.translate.alarm import Monitor, Watch, alarm_figure, blank, fit_watched, middles
+from medseg.translate.alarm import FEWEST, Monitor, Watch, alarm_figure, blank, fit_watched, middles
 from medseg.translate.baselines import best_bone_dice, best_intensity_map, identity_ct
-from medseg.translate.predict import TranslateRecipe, made_name, save_translator, translate_scan
+from medseg.translate.predict import TranslateRecipe, save_translator, translate_scan
 from medseg.translate.report import score_figure, translation_figure
-from medseg.translate.scores import body_mask, hidden_ct, otsu_bone, score_ct
+from medseg.translate.scores import otsu_bone, placed, score_ct, true_ct
 from medseg.translate.settings import Settings
 from medseg.translate.state import load_state, save_state
 from medseg.translate.step import CycleGAN
 from medseg.translate.terms import weight_of
-from medseg.volumes.files import digest
+from medseg.volumes.files import InputError, digest
 from medseg.volumes.read import read_volume
+from medseg.volumes.resample import resample_to
 from medseg.volumes.vertebra import BONE
 from medseg.volumes.write import write_volume
 
@@ -113,7 +114,7 @@ from medseg.volumes.write import write_volume
 # %%
 @dataclass(frozen=True)
 class Config:
-    name: str; manifest: str; people: int; testers: int; anatomy: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
+    name: str; manifest: str; people: int; testers: int; validators: int; anatomy: int; weighting: str; extent_mm: str; spacing_mm: float; ct_range: str; patch: str; batch: int; epochs: int
     turn_sd: float; noise_sd: float; flip: bool; foreground: float; threads: int; save_every: int; mirrored: bool; keep_every: int; picture_every: int; alarm_every: int; alarm: str; note: str
 
     def __post_init__(self):
@@ -140,28 +141,33 @@ run = (resume_run if resume else start_run)("translate", asdict(config) | given,
 # %% [markdown]
 # ## Run
 #
-# Data: MR and CT of different people. The hidden CT of a test phantom lies where the loader refuses to read.
+# Data: MR and CT of different people. The CT of a test person lies where the loader refuses to read, or in the column `truth`, which is opened after training.
+# What is decided or shown on the way looks at validation people: those marked so, or for the alarm some of the training people, never at those to test on.
 
 # %%
 cohort = Path(config.manifest) if config.manifest else run.folder/"cohort"/"manifest.csv"
-if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, config.anatomy, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting)
-train, test = split_items(read_manifest(cohort), seed=0)
-test = [item for item in test if item.modality == "MR"]
+if not cohort.exists(): make_spine_cohort(cohort.parent, config.people, config.people, config.testers, config.anatomy, (config.spacing_mm or 3.,)*3, (config.spacing_mm or 3.,)*3, three(config.extent_mm, float), config.weighting,
+                                           validation=config.validators if config.alarm_every or config.picture_every else 0)
+items = read_manifest(cohort)
+train, test = split_items(items, seed=0)
+test = [item for item in test if item.modality.upper() == "MR"]
+train, validation, decides = hold_validation(items, train, "MR", FEWEST) if config.alarm_every else (train, [item for item in items if item.split == "validation"], "")
 mr, ct = load_sides(train, config.spacing_mm, config.window)
-phantom, known = is_phantom(cohort), (cohort.parent/HIDDEN).is_dir()
+phantom, common_mm = is_phantom(cohort), config.spacing_mm or mr[0].spacing
 every_pass = ceil(max(len(mr), len(ct))/config.batch)
 steps = config.epochs*every_pass if config.epochs else steps
 decay_from = decay_from*every_pass if config.epochs and decay_from > 1 else decay_from
-settings = Settings(**given | dict(steps=steps, decay_from=decay_from, spacing=(mr + ct)[0].spacing))
-print(f"{len(mr)} MR and {len(ct)} CT of {len(subjects(train))} people to train on, {len(test)} MR of {len(subjects(test))} to test on, {steps} steps")
+settings = Settings(**given | dict(steps=steps, decay_from=decay_from, spacing=mr[0].spacing))
+print(f"{len(mr)} MR and {len(ct)} CT of {len(subjects(train))} people to train on, {len(test)} MR of {len(subjects(test))} to test on, {steps} steps. {decides}")
 
 # %% [markdown]
-# For the alarm: the middles of the test MR, looked at every few steps, and those of the training CT, to know copies by.
+# For the alarm: the middles of the validation MR, looked at every few steps, and those of the training CT, to know copies by. For the pictures on the way: validation MR, or if there are none training MR.
 
 # %%
-watch, shown_mr = None, test[:15]
+watch, shown_mr = None, validation[:15]
+pictured = [item for item in validation + train if item.modality.upper() == "MR"][:3]
 if config.alarm_every:
-    cut = middles([load_scan(item, config.spacing_mm).unit() for item in shown_mr] + [s.unit() for s in ct[:30]], config.size)
+    cut = middles([load_scan(item, common_mm).unit() for item in shown_mr] + [s.unit() for s in ct[:30]], config.size)
     watch = Watch(cut[:len(shown_mr)], cut[len(shown_mr):], settings.spacing)
 
 # %% [markdown]
@@ -176,13 +182,10 @@ model, about = load_state(state) if resume and state.exists() else (CycleGAN(set
 monitor = Monitor(watch, config.alarm_every, config.alarm, run.folder/"diverse.safetensors", memory=about.get("monitor") or blank())
 if resume: run.rewind(model.done)
 began = perf_counter() - about["seconds"]
-recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=config.spacing_mm, ct_range=config.window, mirrored=config.mirrored)
+recipe = TranslateRecipe(generator, width, norm, spectral, up, dims, residual, "mr2ct", config.size, spacing_mm=common_mm, ct_range=config.window, mirrored=config.mirrored)
 
 
 def translated(item): return translate_scan(model.translator().eval(), recipe, read_volume(item.image))
-
-
-def answer(item): return hidden_ct(cohort.parent, item.subject)[0] if known else None
 
 
 def keep_state(): save_state(state, model, dict(seconds=perf_counter() - began, monitor=monitor.memory))
@@ -191,7 +194,7 @@ def keep_state(): save_state(state, model, dict(seconds=perf_counter() - began, 
 for kind, row in fit_watched(model, lambda first, turn: unpaired_batches(mr, ct, replace(draw, seed=seed + 1000*turn), steps, first), monitor):
     if kind == "panel":
         run.row("panel", row)
-        if row["alarm"]: run.figure(alarm_figure(monitor, row), f"alarm_{row['step']:06d}_seed_{seed}", f"Alarm after {row['step']} steps, seed {seed}: {'; '.join(row['reasons'])}.")
+        if row["alarm"]: run.figure(alarm_figure(monitor, row), f"alarm_{row['step']:06d}" + f"_turn_{row['turn']}"*(row["turn"] > 0) + f"_seed_{seed}", f"Alarm after {row['step']} steps, seed {seed}: {'; '.join(row['reasons'])}.")
         if row["action"] == "roll_back": keep_state(); run.rewind(model.done)
         continue
     loss = sum(weight_of(k, settings)*v for k, v in row.items() if k.split("_")[0] in settings.weights)
@@ -199,43 +202,53 @@ for kind, row in fit_watched(model, lambda first, turn: unpaired_batches(mr, ct,
     if model.done % config.save_every == 0: keep_state()
     if config.keep_every and model.done % config.keep_every == 0: save_translator(run.folder/"models"/f"step_{model.done:06d}.safetensors", model.translator(), recipe, dict(run=config.name, seed=seed, step=model.done))
     if config.picture_every and model.done % config.picture_every == 0:
-        shown = [(item.subject, read_volume(item.image), translated(item)[0], answer(item)) for item in test[:3]]
-        run.figure(translation_figure(shown), f"step_{model.done:06d}_seed_{seed}", f"{', '.join(item.subject for item in test[:3])} after {model.done} steps, seed {seed}.")
+        shown = [(name, read_volume(item.image), translated(item)[0], None) for name, item in zip(item_names(pictured), pictured)]
+        run.figure(translation_figure(shown), f"step_{model.done:06d}_seed_{seed}", f"{', '.join(name for name, *_ in shown)} ({'validation' if validation else 'training'} people) after {model.done} steps, seed {seed}.")
 save_translator(run.folder/"model.safetensors", model.translator(), recipe, dict(run=config.name, seed=seed, step=model.done))
 
 # %% [markdown]
-# Test: people that were not in training. Each made CT lies on the grid of its own MR and is named after it.
+# Test: people that were not in training. Each made CT lies on the grid of its own MR and is named after the person. Only now are true CTs opened; each is placed by its affine, and scored where both show the patient.
 
 # %%
-table, shown = [], []
-for item in test:
-    scan = read_volume(item.image)
+def scored(scan, made, answer): # the scores, and the true CT on the grid of the made one
+    real, mask = placed(answer[0], made)
+    seen = make_scan("", answer[0], "CT", common_mm).voxels
+    if (twin := next((s.name for s in ct if np.array_equal(s.voxels, seen)), "")): raise ValueError(f"it is the CT of {twin}, which was trained on")
+    bone = np.isin(resample_to(answer[1], made, labels=True).voxels, BONE) if answer[1] else None
+    found, table_ct = score_ct(made, real, mask, bone), best_intensity_map(scan, real, mask).apply(scan)
+    found |= {f"map_{k}": v for k, v in score_ct(table_ct, real, mask, bone).items() if k in ("mae_hu", "bone_mae_hu")}
+    return found | dict(map_bone_dice=best_bone_dice(scan, real, otsu_bone(real.voxels, mask), mask), identity_mae_hu=score_ct(identity_ct(scan), real, mask)["mae_hu"]), real
+
+
+table, shown, notes = [], [], []
+for name, item in zip(item_names(test), test):
+    scan, real = read_volume(item.image), None
     made, seam = translated(item)
-    write_volume(run.folder/"made"/made_name(item.image), made)
-    table.append(dict(subject=item_name(item, test), seed=seed, step=model.done, seam=round(seam, 3), low_hu=int(made.voxels.min()), high_hu=int(made.voxels.max())))
-    if known:
-        real, regions = hidden_ct(cohort.parent, item.subject)
-        bone = np.isin(regions.voxels, BONE)
-        table[-1] |= score_ct(made, real, bone=bone)
-        table[-1] |= {f"map_{k}": v for k, v in score_ct(best_intensity_map(scan, real).apply(scan), real, bone=bone).items() if k in ("mae_hu", "bone_dice", "bone_mae_hu")}
-        table[-1] |= dict(map_bone_dice=best_bone_dice(scan, real, otsu_bone(real.voxels, body_mask(real.voxels))), identity_mae_hu=score_ct(identity_ct(scan), real)["mae_hu"])
+    write_volume(run.folder/"made"/f"{name}_ct.nii.gz", made)
+    table.append(dict(subject=name, seed=seed, step=model.done, seam=round(seam, 3), low_hu=int(made.voxels.min()), high_hu=int(made.voxels.max())))
+    try:
+        if answer := true_ct(item, cohort.parent): found, real = scored(scan, made, answer); table[-1] |= found
+    except (InputError, ValueError) as e: notes.append(f"{name} is not scored: {e}.")
     run.row("subject", table[-1])
-    shown.append((item_name(item, test), scan, made, real if known else None))
+    shown.append((name, scan, made, real))
+if len(list((run.folder/"made").iterdir())) != len(table): raise RuntimeError(f"{run.folder/'made'} does not hold one made CT for each of {len(table)} test scans")
 
 # %% [markdown]
 # ## Artefacts
 
 # %%
 run.figure(translation_figure(shown, most=16), f"test_seed_{seed}", f"The middle sagittal slice of each test subject, after {model.done} steps, seed {seed}.")
-if known: run.figure(score_figure(table), "scores", "Error and bone overlap of each test subject, beside the best table from grey value to HU that could be made with the answer in hand.")
-mean = {k: round(float(np.mean([r[k] for r in table])), 4) for k in (["mae_hu", "map_mae_hu", "identity_mae_hu", "bone_dice", "map_bone_dice"] if known else []) + ["seam"]}
-notes = ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
+known = [r for r in table if "mae_hu" in r]
+if known: run.figure(score_figure(known), "scores", "Error and bone overlap of each test subject, beside the best table from grey value to HU that could be made with the answer in hand.")
+mean = {k: round(float(np.nanmean([r[k] for r in known])), 4) for k in ("mae_hu", "map_mae_hu", "identity_mae_hu", "bone_dice", "map_bone_dice") if known} | dict(seam=round(float(np.mean([r["seam"] for r in table])), 4))
+notes = [decides]*bool(decides) + notes + ([f"Scores are means over {len(known)} of {len(table)} test scans: those whose CT is known."] if 0 < len(known) < len(table) else [])
+notes += ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
     f"Trained on {len(mr)} MR and {len(ct)} CT, tested on {len(test)} MR: this proves plumbing, not accuracy." + ("" if known else " No CT of the test subjects is known, so nothing here is scored.")]
 if settings.perceptual and not settings.vgg: notes.append("The perceptual loss used a random stand-in for VGG16: no benefit can be read from it.")
 for a in monitor.memory["alarms"]:
     run.row("alarm", a)
     notes.append(f"Alarm after {a['step']} steps: {'; '.join(a['reasons'])}. What was done: {a['action'].replace('_', ' ')}.")
-files = [item.image for item in train + test if Path(item.image).is_file()]
+files = [file for item in train + validation + test for file in (item.image, item.truth) if file and file.is_file()]
 result = finish_run(run, headline={k.replace("_", " "): v for k, v in mean.items()} | {"test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=model.done, volumes=2*model.done*config.batch, wall_s=round(perf_counter() - began, 1), parameters=sum(p.numel() for net in model.networks.values() for p in net.parameters())),
                     data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
