@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
+from .compare import line
 from .curves import curve_svg, series, templates
 from .page import alone, data_uri
 from .record import cost_line, page_name, read_run, show
@@ -20,8 +21,8 @@ from ..volumes.files import InputError, write_text
 # %% ../../nbs/6_log/02d_comparepage.ipynb #1d6bb222
 _band = templates.from_string("""<svg class="run-curve run-band" viewBox="0 0 670 {{ 30*rows|length + 34 }}" role="img" aria-label="{{ label|show }}"><title>{{ label|show }}</title>
 <path class="axis" d="M10 {{ 30*rows|length + 14 }}H650"/>
-{% for r in rows %}<text x="10" y="{{ 30*loop.index0 + 13 }}">{{ r.name|show(70) }}</text>{% if r.line %}<path class="{{ r.k }}" d="M{{ r.line[0] }} {{ 30*loop.index0 + 23 }}H{{ r.line[1] }}"/>{% endif %}
-{% for x in r.dots %}<circle class="{{ r.k }}" cx="{{ x }}" cy="{{ 30*loop.index0 + 23 }}" r="2.5"/>{% endfor %}<circle class="{{ r.k }}" cx="{{ r.mean }}" cy="{{ 30*loop.index0 + 23 }}" r="5"/>
+{% for r in rows %}<text x="10" y="{{ r.y - 10 }}">{{ r.name|show(70) }}</text>{% if r.line %}<path class="{{ r.k }}" d="M{{ r.line[0] }} {{ r.y }}H{{ r.line[1] }}"/>{% endif %}
+{% for x in r.dots %}<circle class="{{ r.k }}" cx="{{ x }}" cy="{{ r.y }}" r="2.5"/>{% endfor %}{% if r.dots %}<circle class="{{ r.k }}" cx="{{ r.mean }}" cy="{{ r.y }}" r="5"/>{% endif %}
 {% endfor %}<text x="10" y="{{ 30*rows|length + 29 }}">{{ low|show }}</text><text x="650" y="{{ 30*rows|length + 29 }}" class="y">{{ high|show }}</text></svg>""")
 
 def band_svg(
@@ -30,10 +31,10 @@ def band_svg(
 ) -> str:
     "Seeds, means and intervals of each kind on one axis."
     ends = [v for n, band in part["bands"].items() for v in (*band, *part["points"][n]) if v == v]
-    low, high = min(ends), max(ends)
+    low, high = min(ends, default=0.), max(ends, default=0.)
     def at(v): return round(10 + 640*(v - low)/max(high - low, 1e-12), 1)
-    rows = [dict(name=n, k=f"k{i % 6}", mean=at(b[1]), dots=[at(v) for v in part["points"][n]], line=[at(b[0]), at(b[2])] if b[0] == b[0] else None) for i, (n, b) in enumerate(part["bands"].items())]
-    return _band.render(rows=rows, low=low, high=high, label=f"{score} of {len(rows)} kinds")
+    rows = [dict(name=n, k=f"k{i % 6}", y=30*i + 23, mean=at(b[1]), dots=[at(v) for v in part["points"][n]], line=[at(b[0]), at(b[2])] if b[0] == b[0] else None) for i, (n, b) in enumerate(part["bands"].items())]
+    return _band.render(rows=rows, low=low if ends else None, high=high if ends else None, label=f"{score} of {len(rows)} kinds")
 
 # %% ../../nbs/6_log/02d_comparepage.ipynb #2dad7b0c
 def pictures(
@@ -57,11 +58,15 @@ _page = templates.from_string("""<div class="run">{% if question %}<p><strong>{{
 {% for p in told.parts %}{% for s in p.says %}<li>{{ (p.name + ": " if p.name else "")|e }}{{ s|show(900) }}</li>{% endfor %}{% endfor %}</ul></div>
 {% if phantom %}<p class="run-none">Phantoms are made-up anatomy: these scores say nothing about patients.</p>{% endif %}
 <h2 id="bands">{{ (told.score or "no score")|replace("_", " ")|show }}, {{ told.better }} is better</h2>
-<p>Small dots: a seed, its mean over subjects. Large dot and line: their mean and where the true mean lies with 95 % (Student's t{% if told.parts|length > 1 %}, over all {{ told.parts|length }} parts together{% endif %}).</p>
-{% for p, svg in bands %}<figure>{{ svg }}<figcaption>{{ (p.name or "all subjects")|show }}</figcaption></figure>{% endfor %}
+<p>Small dots: a seed, its mean over people. Large dot and line: their mean and where the mean over all trainings and people lies with 95 %. Failed trainings are counted, not averaged.</p>
+{% for p, svg in bands %}<figure>{{ svg }}<figcaption>{{ (p.name or "all people")|show }}</figcaption></figure>{% endfor %}
+{% if answers %}<h2 id="answers">Questions</h2><p>Resolved: p is below 0.01 after correction for all {{ answers|length }} questions of this page (Holm). Everything else is unresolved.</p>
+<div class="run-scroll"><table class="run-table"><thead><tr><th></th><th>question</th><th>difference</th><th>p</th><th>corrected</th><th>seeds</th><th>people</th><th>failed</th><th>answer</th></tr></thead><tbody>
+{% for p, a in answers %}<tr><td>{{ p.name|show(40) }}</td><td>{{ a.score|replace("_", " ")|show(40) }}, {{ a.two.split(":")[0] }} against {{ a.one.split(":")[0] }}</td><td class="number">{{ a.difference|show }}</td><td class="number">{{ a.p|show }}</td><td class="number">{{ a.p_corrected|show }}</td>
+<td>{{ a.seeds|join(", ") }}</td><td>{{ a.people|show }}</td><td>{{ a.failed|join(", ") }}</td><td>{{ a.word }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
 <h2 id="kinds">Settings</h2><div class="run-scroll"><table class="run-table"><thead><tr><th></th><th>seeds</th><th>updates of each</th>{% for p in told.parts %}<th>{{ (p.name or "mean")|show(40) }}</th>{% endfor %}<th>runs</th></tr></thead><tbody>
 {% for k in told.kinds %}<tr><td><span class="run-key k{{ loop.index0 % 6 }}"></span>{{ k.name|show(120) }}</td><td>{{ k.seeds|join(", ")|show(80) }}</td><td>{{ k.updates|map("show")|join(", ") }}</td>
-{% for p in told.parts %}<td class="number">{{ p.bands[k.name][1]|show if k.name in p.bands else "–" }}</td>{% endfor %}
+{% for p in told.parts %}<td class="number">{% if k.name in p.bands %}{{ p.bands[k.name][1]|show }}{% with n = p.counts[k.name] %}{% if n.scans %} <small>({{ n.scans }} scan{{ "s" if n.scans > 1 }})</small>{% endif %}{% if n.failed %} <small>{{ n.failed|length }} failed</small>{% endif %}{% endwith %}{% else %}–{% endif %}</td>{% endfor %}
 <td>{% for run, page in k.runs %}{% if links %}<a href="{{ page }}.html">{{ run|show(60) }}</a>{% else %}{{ run|show(60) }}{% endif %}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endfor %}</tbody></table></div>
 <h2 id="factors">What differs</h2>{% if told.factors %}<p>{{ told.factors|length }} thing{{ "s" if told.factors|length > 1 }} differ{{ "s" if told.factors|length == 1 }}, the seed apart.{% if told.factors|length > 1 %} A difference in scores has no single cause here, unless two settings differ in one thing alone.{% endif %}</p>
 <div class="run-scroll"><table class="run-table"><thead><tr><th>factor</th>{% for k in told.kinds %}<th>{{ k.name.split(":")[0] }}</th>{% endfor %}</tr></thead><tbody>
@@ -82,7 +87,7 @@ def comparison_page(
     runs = [read_run(f) for f in folders]
     kinds = [dict(k, runs=list(dict.fromkeys((m["run"], m["page"]) for m in k["trainings"]))) for k in told["kinds"]]
     bands = [(p, Markup(band_svg(p, told["score"]))) for p in told["parts"]]
-    return _page.render(told=dict(told, kinds=kinds), question=question, links=links, bands=bands, phantom=any(r["data"] == "phantom" for r in runs), pictures=pictures(folders, not links),
+    return _page.render(told=dict(told, kinds=kinds), question=question, links=links, bands=bands, answers=[(p, a) for p in told["parts"] for a in p["answers"]], phantom=any(r["data"] == "phantom" for r in runs), pictures=pictures(folders, not links),
                         curves=[(name, Markup(svg)) for name, svg in _curves(folders, runs, kinds)], costs=[(r["name"], cost_line(r["cost"])) for r in runs])
 
 def _curves(folders: list, runs: list, kinds: list) -> list[tuple]:
@@ -92,15 +97,11 @@ def _curves(folders: list, runs: list, kinds: list) -> list[tuple]:
     for f, run, own in zip(folders, runs, every):
         here = [(i, m) for i, k in enumerate(kinds) for m in k["trainings"] if m["page"] == page_name(Path(f).absolute())]
         for lines in own.values():
-            for name in lines: colours[run["name"], str(f), name] = next((i for i, m in here if len(here) == 1 or _is(name, m)), 0)
+            for name in lines: colours[run["name"], str(f), name] = next((i for i, m in here if len(here) == 1 or name == line(m["facts"], m["own"], m["seed"])), 0)
     for key in shared:
-        lines = {(run["name"], str(f), n): line for f, run, own in zip(folders, runs, every) for n, line in own[key].items()}
+        lines = {(run["name"], str(f), n): points for f, run, own in zip(folders, runs, every) for n, points in own[key].items()}
         found.append((key, curve_svg(lines, f"{key} of {len(lines)} trainings", colours=colours)))
     return found
-
-def _is(name: str, one: dict) -> bool:
-    "Whether a line of the diary belongs to this training: it is named by its factors and its seed."
-    return name == ", ".join([one["facts"][f"parameter: {f}"] for f in one["own"]] + [f"seed {one['seed']}"])
 
 # %% ../../nbs/6_log/02d_comparepage.ipynb #a6f0794c
 def write_comparison(

@@ -10,6 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .record import is_number, show
+from ..volumes.files import number
 
 # %% ../../nbs/6_log/01d_curves.ipynb #7d14b1ec
 templates = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -39,9 +40,9 @@ def _smooth(y: list) -> list:
 
 _svg = templates.from_string("""<svg class="run-curve" viewBox="0 0 670 200" role="img" aria-label="{{ label }}">
 <title>{{ label }}</title>
-<path class="axis" d="M50 10V170H650"/><text x="44" y="16" class="y">{{ high|show }}</text>
-<text x="44" y="170" class="y">{{ low|show }}</text>
-<text x="50" y="188">step {{ first|show }}</text><text x="650" y="188" class="y">{{ last|show }}</text>
+<path class="axis" d="M{{ left }} 10V170H650"/><text x="{{ left - 6 }}" y="16" class="y">{{ high }}</text>
+<text x="{{ left - 6 }}" y="170" class="y">{{ low }}</text>
+<text x="{{ left }}" y="188">step {{ first|show }}</text><text x="650" y="188" class="y">{{ last|show }}</text>
 {% for kind, points in lines %}<polyline class="{{ kind }}" points="{{ points }}"/>
 {% endfor %}</svg>""")
 
@@ -57,12 +58,14 @@ def curve_svg(
     if not lines: return ""
     xs, ys = zip(*(p for line in lines.values() for p in line))
     first, last, low, high, drawn = min(xs), max(xs), min(ys), max(ys), []
-    def points(line, values): return " ".join(f"{50 + 600*(x - first)/max(last - first, 1e-12):.1f},{170 - 160*(y - low)/max(high - low, 1e-12):.1f}" for (x, _), y in zip(line, values))
+    ends = number(low, 3), number(high, 3)
+    left = 10 + 13*max(map(len, ends))  # room for digits of 22 units, the larger of the two sizes
+    def points(line, values): return " ".join(f"{left + (650 - left)*(x - first)/max(last - first, 1e-12):.1f},{170 - 160*(y - low)/max(high - low, 1e-12):.1f}" for (x, _), y in zip(line, values))
     for i, (name, line) in enumerate(lines.items()):
         y = [v for _, v in line]
         if len(lines) == 1: drawn.append(("raw", points(line, y)))
         drawn.append(("mean" if len(lines) == 1 else f"k{(colours or {}).get(name, i) % 6}", points(line, _smooth(y))))
-    return _svg.render(lines=drawn, low=low, high=high, first=first, last=last, label=label)
+    return _svg.render(lines=drawn, low=ends[0], high=ends[1], left=left, first=first, last=last, label=label)
 
 # %% ../../nbs/6_log/01d_curves.ipynb #c1723b8e
 _grid = templates.from_string("""{% for name, svg in drawn[:1] %}<figure>{{ svg }}<figcaption>{{ name|show(60) }}</figcaption></figure>{% endfor %}

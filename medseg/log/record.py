@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from ..volumes.files import digest, one_line
+from ..volumes.files import digest, number, one_line
 
 # %% ../../nbs/6_log/01a_record.ipynb #2d40f89b
 def show(
@@ -21,8 +21,7 @@ def show(
     "`value` as one line that a reader takes in at a glance."
     if value is None or value == "": return "–"
     if isinstance(value, bool): return "yes" if value else "no"
-    if isinstance(value, float): return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, int): return f"{value:,}" if abs(value) >= 1e5 else str(value)
+    if isinstance(value, (int, float)): return number(value)
     if isinstance(value, (dict, list)): value = json.dumps(value)
     return one_line(value, most)
 
