@@ -7,9 +7,11 @@ __all__ = ['ELSEWHERE', 'main', 'explain', 'predict', 'evaluate', 'command', 'ru
 
 # %% ../nbs/6_log/05_cli.ipynb #ca2b3d84
 import os
+import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,34 +24,53 @@ from .log.boning import bone
 from .log.collapsing import collapse
 from .log.comparing import compare
 from .log.lab import lab, viewer_assets
-from .log.terminal import JSON, Pair, app, cache, check, draw, fetch, progress, related, say, shown, survey
+from .log.terminal import JSON, Pair, any_terminal, app, cache, check, draw, fetch, progress, related, say, shown, survey
 from .log.translating import plan, translate
-from .volumes.files import InputError, RepairWarning, one_line
+from .volumes.files import InputError, RepairWarning, check_outputs, one_line
+from .volumes.many import stoppable
 
 # %% ../nbs/6_log/05_cli.ipynb #31f9529d
 def main():
-    "The entry point: one line for an error, its traceback with --debug."
+    "The entry point: one line for an error, its traceback with --debug; 128 and its number for a signal."
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
     warnings.showwarning = _warn
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported, which no command has done yet: its products here are small, and many threads take twice the time
-    try: command()(args=argv, prog_name="medseg", standalone_mode=True)
-    except KeyboardInterrupt: _fail(debug, "stopped: by a signal: found Ctrl-C or TERM; needs nothing; do run it again when you like", 130)
-    except (InputError, ValueError, OSError, RuntimeError, MemoryError, ImportError, FloatingPointError) as e: _fail(debug, explain(e), 1)
+    any_terminal()
+    with stoppable() as heard:
+        try:
+            try: command()(args=argv, prog_name="medseg", standalone_mode=True)
+            finally: print(end="", flush=True)   # a full disk or a reader that went away is seen here, and not when Python has ended
+        except BaseException as e:
+            status = _ended(e, heard)
+            if debug and not isinstance(e, SystemExit): raise
+    sys.exit(status)
+
+def _ended(e: BaseException, heard: list) -> int:  # the exit status
+    "Say in one line how a command ended, if it did not end well."
+    heard = heard or [signal.SIGINT]*isinstance(e, KeyboardInterrupt)
+    if heard and getattr(e, "code", 1): return _fail(f"stopped: by a signal: found {signal.Signals(heard[0]).name}; needs nothing; do run it again when you like", 128 + heard[0])
+    if isinstance(e, SystemExit): return e.code
+    if isinstance(e, BrokenPipeError): return _fail("", 1)   # whoever reads has seen enough
+    if isinstance(e, (InputError, ValueError, OSError, RuntimeError, MemoryError, ImportError, FloatingPointError)): return _fail(explain(e), 1)
+    raise e
+
+def _fail(text: str, status: int) -> int:
+    "One line on stderr if there is somebody to read it; what is left to be printed is dropped."
+    try: print(end="", flush=True)
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError): print(f"error: {text}" if text else "", end="\n" if text else "", file=sys.stderr, flush=True)
+    return status
 
 def explain(e: Exception) -> str:
     "An error as one line."
     if isinstance(e, InputError): return str(e)
-    if isinstance(e, OSError) and e.filename: return f"{one_line(e.filename)}: file: found {one_line(e.strerror)}; needs a file that can be used; do check path, rights and free space"
+    if isinstance(e, OSError) and e.strerror: return f"{one_line(e.filename or 'output')}: file: found {one_line(e.strerror)}; needs a file that can be used; do check path, rights and free space"
+    if isinstance(e, MemoryError): return f"memory: size: found {one_line(str(e) or 'no room left', 300)}; needs more memory; do take smaller scans or settings, or a machine with more"
     return one_line(str(e) or type(e).__name__, 500)
 
 def _warn(message, category, filename, lineno, file=None, line=None):
     if issubclass(category, RepairWarning): print(f"warning: {one_line(message, 400)}", file=sys.stderr)
-
-def _fail(debug: bool, text: str, status: int):
-    if debug: raise
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(status)
 
 # %% ../nbs/6_log/05_cli.ipynb #5c98d333
 ELSEWHERE = (check, survey, related, fetch, cache, translate, plan, bone, compare, collapse, lab, viewer_assets)
@@ -66,10 +87,11 @@ def predict(
 
     Example: medseg predict model.safetensors liver_07.nii.gz -o liver_07_mask.nii.gz"""
     from medseg.segment.predict import keep_largest, load_model, predict as segment
-    from medseg.volumes.read import read_volume
+    from medseg.volumes.read import read_volume, scan_files
     from medseg.volumes.write import write_labels
     if not out.name.endswith((".nii", ".nii.gz")):
         raise InputError("mask_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the mask so")
+    check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
     net, recipe = load_model(checkpoint)
     scan = read_volume(image)
     began = time.perf_counter()
@@ -127,6 +149,7 @@ def run(
     """Execute an experiment by papermill with parameters that it knows, into a folder of its own.
 
     Example: medseg run segment -p steps 300 -p depth 5 --out runs/five-slices"""
+    from medseg.data.manifest import check_places
     from medseg.log.execute import find_experiment, read_parameters, run_experiment
     from medseg.log.page import write_page
     from medseg.log.runs import read_json
@@ -134,6 +157,7 @@ def run(
     notebook = find_experiment(experiment)
     if resume and out: raise typer.BadParameter("a resumed run stays in its folder", param_hint="--out")
     given = (read_parameters(file) if file else {}) | dict(param)
+    check_places(str(given.get("manifest", "")), **{"--out": out or str(given.get("out", "")), "cache": str(given.get("cache", ""))})
     folder = watched(notebook.stem, lambda see: run_experiment(notebook, given, out, see, resume))
     page, result = write_page(folder), read_json(folder/"result.json")
     if as_json: return say(dict(folder=folder, page=page, **result))

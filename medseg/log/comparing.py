@@ -24,7 +24,7 @@ def compare(
     title: Annotated[str, typer.Option(help="Of the page.")] = "",
     as_json: JSON = False,
 ):
-    """Set runs side by side: what differs, how far seeds lie apart, and what may be said.
+    """Set runs side by side: what differs, how far trainings and people lie apart, and what may be said: p below 0.01 after correction, or unresolved.
 
     Example: medseg compare log/phantom-unet-* --score bone_dice --html seeds.html"""
     from medseg.log.compare import compare as side_by_side
@@ -34,9 +34,9 @@ def compare(
     if html: write_comparison(html, runs, told, title)
     kinds = [{k: v for k, v in one.items() if k != "trainings"} | {"runs": list(dict.fromkeys(m["run"] for m in one["trainings"]))} for one in told["kinds"]]
     if as_json: return say(dict(told, kinds=kinds, **(dict(page=html) if html else {})))
-    rows = [dict(part=p["name"] or "all", setting=n, seeds=len(p["points"][n]), low=low, mean=mean, high=high) for p in told["parts"] for n, (low, mean, high) in p["bands"].items()]
-    print(f"{told['score'] or 'no score'}, {told['better']} is better; the mean over seeds and its 95 % interval")
-    draw("", rows, ["part", "setting", "seeds", "low", "mean", "high"])
+    rows = [dict(p["counts"][n], part=p["name"] or "–", setting=n, failed=len(p["counts"][n]["failed"]), low=low, mean=mean, high=high) for p in told["parts"] for n, (low, mean, high) in p["bands"].items()]
+    print(f"{told['score'] or 'no score'}, {told['better']} is better; the mean over trainings and people and its 95 % interval")
+    draw("", rows, ["part", "setting", "seeds", "failed", "people", "scans", "low", "mean", "high"])
     print("What differs, the seed apart: " + (", ".join(list(told["factors"])[:12]) or "nothing"))
     for line in told["says"] + [(f"{p['name']}: " if p["name"] else "") + s for p in told["parts"] for s in p["says"]]: print(line)
     if html: print(f"page: {html}")

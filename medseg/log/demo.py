@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ..data.cohort import is_phantom, make_cohort
-from ..data.manifest import Item, parse_label_values, read_manifest, subjects
+from ..data.manifest import Item, check_places, parse_label_values, read_manifest, subjects
 from .page import write_page
 from .execute import find_experiment, run_experiment
 from .record import show
-from .runs import Run, finish_run, new_folder, read_json, start_run
+from .runs import Run, finish_run, read_json, recorded, start_run
 from ..volumes.files import InputError, atomic, write_json
 from ..volumes.survey import survey
 
@@ -77,13 +77,14 @@ def run_demo(
     values = label_values or ("1" if data else "1+2")
     settings = dict(SETTINGS, label_values=values, class_names=class_names or _names(values), **({"steps": steps} if steps else {}))
     if data: demo_runs(read_manifest(data), settings)  # refuses before anything is made
-    demo = start_run("demo", dict(settings, name="demo", data=str(data or "phantoms")), out or new_folder("demo"))
-    manifest = data or _phantoms(demo.folder/"cohort", tell)
-    items = read_manifest(manifest)
-    _look(items, demo.folder, tell)
-    folders = [_one(demo.folder, manifest, run, tell, watched) for run in demo_runs(items, settings)]
-    table = gather(folders)
-    return _record(demo, folders, table, settings, "phantom" if data is None or is_phantom(data) else "real")
+    check_places(data or "", **{"--out": out or ""})
+    demo = start_run("demo", dict(settings, name="demo", data=str(data or "phantoms")), out or "")
+    with recorded(demo.folder, demo.lock):
+        manifest = data or _phantoms(demo.folder/"cohort", tell)
+        items = read_manifest(manifest)
+        _look(items, demo.folder, tell)
+        folders = [_one(demo.folder, manifest, run, tell, watched) for run in demo_runs(items, settings)]
+        return _record(demo, folders, gather(folders), settings, "phantom" if data is None or is_phantom(data) else "real")
 
 def _names(values: str) -> str:
     "Names for classes that nobody named."

@@ -19,7 +19,7 @@ from ..volumes.files import InputError, check_outputs
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors that `medseg run translate` saved.")],
     image: Annotated[Path, typer.Argument(help="A scan: a file, or the folder of a DICOM series.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The scan to write, .nii or .nii.gz; named after IMAGE by default, in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The scan to write, .nii or .nii.gz; named after IMAGE by default, in this folder, if no file has that name.")] = None,
     patch: Annotated[int, typer.Option(help="Voxels a side of the blocks; 0 takes those of the training.")] = 0,
     overlap: Annotated[float, typer.Option(min=0, max=.9, help="Share of a block that it shares with the next.")] = .5,
     as_json: JSON = False,
@@ -31,7 +31,7 @@ def translate(
     from medseg.volumes.read import read_volume, scan_files
     from medseg.volumes.write import write_volume
     net, recipe = load_translator(checkpoint)
-    out = out or Path(made_name(image, recipe.direction))
+    if not out and (out := Path(made_name(image, recipe.direction))).exists(): raise InputError("out_exists", out, "name", "a file of that name", "a name that is free, since it was not chosen", "name the result with -o")
     if not out.name.endswith((".nii", ".nii.gz")): raise InputError("scan_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the scan so")
     check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
     scan = read_volume(image)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..volumes.volume import Volume, grid_gap, reorient
+from ..volumes.volume import SAME_GRID, Volume, grid_gap, reorient, same_grid
 
 # %% ../../nbs/4_segment/04_metrics.ipynb #dddd2071
 def dice_score(
@@ -162,16 +162,14 @@ def _aligned(
     label: Volume,  # true labels
 ) -> np.ndarray:  # the voxels of `pred` in the order of `label`
     "The voxels of `pred` on the grid of `label`; ValueError that names the difference if it is another grid."
-    if pred.shape != label.shape or grid_gap(label.affine, pred.affine, label.shape) > _SAME_GRID: pred = reorient(pred, label.axcodes)
+    if not same_grid(label, pred): pred = reorient(pred, label.axcodes)
     if pred.shape != label.shape:
         raise ValueError(f"pred and label must lie on one grid, got shapes {pred.shape} and {label.shape} in {label.axcodes} order")
     gap = grid_gap(label.affine, pred.affine, label.shape)
-    if gap > _SAME_GRID:
+    if gap > SAME_GRID:
         raise ValueError(f"pred and label must lie on one grid, got a corner {gap:.3g} voxels apart "
                          f"(spacing {pred.spacing} and {label.spacing} mm); resample pred onto label first")
     return pred.voxels
-
-_SAME_GRID = .01  # voxels; headers carry float noise, and a hundredth of a voxel moves no surface
 
 # %% ../../nbs/4_segment/04_metrics.ipynb #5c9ce198
 def evaluate(

@@ -13,7 +13,7 @@ from scipy.ndimage import label as connected
 from skimage.filters import apply_hysteresis_threshold, threshold_multiotsu, threshold_yen
 
 from .scores import BONE_HU, otsu
-from ..volumes.volume import Volume, grid_gap, reorient
+from ..volumes.volume import Volume, reorient, same_grid
 
 # %% ../../nbs/5_translate/13_bone.ipynb #b26242b8
 AIR = -300.  # HU; below it is no patient
@@ -223,7 +223,7 @@ def bone_uncertainty(
     if not cts or not len(sweep): raise ValueError("cts and sweep must not be empty")
     votes, sizes, thresholds, first = np.zeros(cts[0].shape, np.float32), [], [], cts[0]
     for ct in cts:
-        if ct.shape != first.shape or grid_gap(first.affine, ct.affine, ct.shape) > .01: raise ValueError("cts must lie on one grid: resample them first")
+        if not same_grid(first, ct): raise ValueError("cts must lie on one grid: resample them first")
         body = patient_mask(ct)
         own = _chosen(ct.voxels[body], method, threshold)
         for step in sweep:

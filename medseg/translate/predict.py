@@ -38,12 +38,14 @@ class TranslateRecipe:
     direction: str = "mr2ct"    # or "ct2mr"
     patch: tuple = (96, 96, 96) # (x, y, z) voxels that it was trained on
     overlap: float = .5         # share of a patch that it shares with the next, at least
-    spacing_mm: float = 0.      # voxel size it was trained at; 0 is each scan's own
+    spacing_mm: float | tuple = 0. # voxel size it was trained at, of all sides or along x, y, z; 0 is each scan's own
     ct_range: tuple = CT_RANGE  # HU of -1 and 1
     mirrored: bool = False      # the mean of two answers: to the patch, and to the patch with left and right exchanged
 
     def __post_init__(self):
         for name in ("patch", "ct_range"): object.__setattr__(self, name, tuple(getattr(self, name)))
+        sides = tuple(float(s) for s in np.broadcast_to(self.spacing_mm, 3))
+        object.__setattr__(self, "spacing_mm", sides if len(set(sides)) > 1 else sides[0])
         if self.direction not in DIRECTIONS: raise ValueError(f"direction must be one of {sorted(DIRECTIONS)}, got {self.direction!r}")
         if len(self.patch) != 3 or min(self.patch) < 1: raise ValueError(f"patch must be three numbers from 1 on, got {self.patch}")
         if not 0 <= self.overlap < 1: raise ValueError(f"overlap must lie in 0..1, below 1, got {self.overlap}")

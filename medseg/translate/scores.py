@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALE_WEIGHTS', 'BONE_HU', 'body_mask', 'masked_mae', 'psnr', 'ssim', 'ms_ssim', 'bone_error', 'otsu', 'otsu_bone',
-           'hidden_ct', 'onto', 'score_ct']
+           'hidden_ct', 'true_ct', 'onto', 'placed', 'score_ct']
 
 # %% ../../nbs/5_translate/08_scores.ipynb #65630bba
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes, gaussian_filter
 from scipy.ndimage import label as connected
 
+from ..data.manifest import Item
 from ..data.unpaired import CT_RANGE, HIDDEN
 from ..segment.metrics import dice_score
 from ..volumes.files import InputError
@@ -163,6 +164,14 @@ def hidden_ct(
         if not path.is_file(): raise InputError("hidden_missing", path, "subject", f"no hidden answer for {subject}", "a test subject of a cohort made for it", "score only subjects whose answer is known")
     return read_volume(found[0]), read_volume(found[1], role="labels")
 
+def true_ct(
+    item: Item,          # a test person of a manifest
+    folder: str | Path,  # of the manifest
+) -> tuple[Volume, Volume | None] | None:  # CT in HU, labels of its regions if they are known; None if nobody knows the CT
+    "The measured CT of a test person, wherever it lies; for scoring only, after training."
+    if item.truth: return read_volume(item.truth), None
+    return hidden_ct(folder, item.subject) if (Path(folder)/HIDDEN/f"{item.subject}_ct.nii.gz").is_file() else None
+
 def onto(
     v: Volume,     # a scan
     like: Volume,  # whose grid is wanted
@@ -172,6 +181,17 @@ def onto(
     turned = reorient(v, like.axcodes)
     if same_grid(like, turned): return turned
     return resample_to(v, like, outside=outside)
+
+# %% ../../nbs/5_translate/08_scores.ipynb #1088f95a
+def placed(
+    real: Volume,  # the measured CT, on a grid of its own
+    like: Volume,  # the made CT; its voxels are not read
+) -> tuple[Volume, np.ndarray]:  # the measured CT on the grid of the made one; bool, where the patient is in both
+    "A measured CT laid onto a made one by their affines."
+    body = Volume(body_mask(real.voxels).astype(np.uint8), real.affine)
+    mask = resample_to(body, like, labels=True).voxels > 0
+    if not mask.any(): raise ValueError("the measured CT shows nothing of the patient where the made one lies; check their affines, or whether both are of one person")
+    return onto(real, like), mask
 
 # %% ../../nbs/5_translate/08_scores.ipynb #9759f393
 def score_ct(

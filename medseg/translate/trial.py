@@ -21,7 +21,7 @@ from .settings import Settings, differences
 from .similarity import pairing, similarity_matrix
 from ..data.manifest import read_manifest, split_items
 from ..data.unpaired import PatchDraw, scale_mr, to_unit
-from ..train.bands import bands, told_apart
+from ..train.statistics import arms, differ
 from ..volumes.files import digest
 from ..volumes.read import read_volume
 from ..volumes.volume import Volume
@@ -144,11 +144,11 @@ def compare(
     first: list[dict],   # rows of `one`, from several seeds
     second: list[dict],  # rows of `two`
     score: str,          # column
-) -> dict:  # differ (names), says (a sentence)
-    "What may be said of two settings."
-    differ = changed(one.but(seed=0), two.but(seed=0))
-    told = ", ".join(f"{k} {a} or {b}" for k, (a, b) in differ.items())
-    if len(differ) != 1: return dict(differ=list(differ), says=f"{len(differ)} things differ ({told}): no single cause can be named" if differ else "nothing differs")
-    name, (a, b) = next(iter(differ.items()))
-    rows = [dict(r, **{name: value}) for value, part in ((a, first), (b, second)) for r in part]
-    return dict(differ=[name], says=f"{told}: {score}, {told_apart(bands(rows, name, score))}")
+) -> dict:  # differ (names), says (a sentence), questions for `judge`: none unless one thing differs
+    "What may be asked of two settings."
+    apart = changed(one.but(seed=0), two.but(seed=0))
+    told = ", ".join(f"{k} {a} or {b}" for k, (a, b) in apart.items())
+    if len(apart) != 1: return dict(differ=list(apart), says=f"{len(apart)} things differ ({told}): no single cause can be named" if apart else "nothing differs", questions=[])
+    found = arms([dict(r, arm=i) for i, part in enumerate((first, second)) for r in part], "arm", score)
+    (name, values), = apart.items()
+    return dict(differ=[name], says=told, questions=differ(*found.values(), score, tuple(f"{name} {v}" for v in values)) if len(found) == 2 else [])

@@ -32,6 +32,7 @@ def peek(
 ) -> Head:
     "The first bytes of a file, unpacked if it is gzip."
     path = Path(path)
+    if path.is_symlink() and not path.exists(): raise InputError("link_dangling", path, "link", f"nothing at {path.readlink()}", "a file or folder where the link leads", "mount the store or fetch the file")
     if not path.exists(): raise InputError("not_found", path, "path", "nothing", "a file or folder that exists", "check the spelling")
     if not path.is_file(): raise InputError("not_a_file", path, "path", "a folder or a device", "a file", "give the file itself")
     with open(path, "rb") as file:

@@ -192,7 +192,7 @@ def scan_files(
     path = Path(path)
     if path.is_dir(): return [f for f in next(walk(path))[1] if f.name != "DICOMDIR"]
     try: layout = _layout(path)
-    except InputError: return [path]
+    except (InputError, OSError): return [path]
     return list(dict.fromkeys([_pair(path)[0], layout.file])) if layout else [path]
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #ce392b72
