@@ -32,13 +32,13 @@ def turn(
     angle: torch.Tensor,  # (b,) radians
     scale: torch.Tensor,  # (b,) 1 keeps the size, 2 doubles it
 ) -> tuple[torch.Tensor, torch.Tensor]:  # same shapes
-    "Rotate and scale slabs and their classes alike: smooth for intensities, nearest for classes."
+    "Rotate and scale slabs and their classes alike: smooth for intensities, nearest for classes; beyond the border both go on as they end there."
     c, s, zero = angle.cos()/scale, angle.sin()/scale, torch.zeros_like(angle)
     h, w = x.shape[-2:]
     theta = torch.stack([torch.stack([c, -s*h/w, zero], 1), torch.stack([s*w/h, c, zero], 1)], 1)
     grid = affine_grid(theta, [len(x), 1, h, w], align_corners=False)
     maps = y[:, None] if y.ndim == 3 else y
-    turned = grid_sample(maps.float(), grid, mode="nearest", align_corners=False).long()
+    turned = grid_sample(maps.float(), grid, mode="nearest", padding_mode="border", align_corners=False).long()
     return grid_sample(x, grid, padding_mode="border", align_corners=False), turned.reshape(y.shape)
 
 # %% ../../nbs/2_data/04_augment.ipynb #6f56a539

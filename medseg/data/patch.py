@@ -6,9 +6,11 @@
 __all__ = ['axis_starts', 'starts', 'overlap', 'cut', 'blend_weights', 'blend', 'blended', 'handovers', 'seam_score']
 
 # %% ../../nbs/2_data/09_patch.ipynb #20a36a6f
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+
+from ..volumes.resample import fits
 
 # %% ../../nbs/2_data/09_patch.ipynb #64d76fbf
 def axis_starts(
@@ -50,13 +52,18 @@ def cut(
     start: tuple,        # (x, y, z) of the first voxel; may lie outside
     size: tuple,         # (x, y, z) voxels
     outside=0,           # value beyond the scan; None repeats the nearest voxel
-) -> np.ndarray:  # `size`, the dtype of `voxels`; a view where it lies inside
-    "A block of a scan, filled up where it reaches beyond."
-    if all(0 <= s and s + k <= n for s, k, n in zip(start, size, voxels.shape)): return voxels[tuple(slice(s, s + k) for s, k in zip(start, size))]
-    if outside is None: return voxels[np.ix_(*[np.clip(np.arange(s, s + k), 0, n - 1) for s, k, n in zip(start, size, voxels.shape)])]
+    scale: Callable | None = None,  # done to the voxels before anything is filled up: `outside` is then a scaled value
+) -> np.ndarray:  # `size`, the dtype of the (scaled) voxels; a view where it lies inside and is not scaled
+    "A block of a scan, filled up where it reaches beyond. ValueError if its numbers cannot hold what fills it."
+    if outside is None:
+        block = voxels[np.ix_(*[np.clip(np.arange(s, s + k), 0, n - 1) for s, k, n in zip(start, size, voxels.shape)])]
+        return scale(block) if scale else block
     there, part = overlap(start, size, voxels.shape)
-    block = np.full(size, outside, voxels.dtype)
-    block[part] = voxels[there]
+    inner = scale(voxels[there]) if scale else voxels[there]
+    if inner.shape == tuple(size): return inner
+    if not fits(outside, inner.dtype): raise ValueError(f"outside must fit into {inner.dtype}, got {outside}: scale first")
+    block = np.full(size, outside, inner.dtype)
+    block[part] = inner
     return block
 
 # %% ../../nbs/2_data/09_patch.ipynb #e8dbf397

@@ -22,6 +22,7 @@ from ..volumes.files import InputError
 from ..volumes.read import read_header, read_volume
 from ..volumes.resample import resample_to
 from ..volumes.survey import find_volumes
+from ..volumes.trust import trust
 from ..volumes.volume import Volume, reorient, world
 
 # %% ../../nbs/5_translate/12a_saved.ipynb #d8609f64
@@ -100,6 +101,10 @@ def common_grid(
     return tuple(float(s) for s in box/size), tuple(int(k) for k in size)
 
 # %% ../../nbs/5_translate/12a_saved.ipynb #3b4d3fab
+def _of_network(voxels: np.ndarray) -> bool:
+    "Whether numbers are as a network gives them: -1 to 1, with air at -1."
+    return -1.05 <= voxels.min() < -.5 and voxels.max() <= 1.05
+
 RANGES = dict(network=(-1., 1.), grey=(0., 255.), HU=CT_RANGE)
 
 def unit_of(
@@ -116,6 +121,7 @@ def on(
 ) -> np.ndarray:  # (x, y, z) float32
     "A scan on a grid."
     v = read_volume(path)
+    if scaled or not _of_network(v.voxels): trust(v, path, "MR" if scaled else "CT", anyway=True)
     found = resample_to(v, where).voxels.astype(np.float32)
     if not scaled: return found
     try: return to_unit(found, *mr_range(v.voxels))
