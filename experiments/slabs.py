@@ -24,7 +24,7 @@ inplane_mm = 8.0        # pixel size
 crop = 48               # pixels a side
 label_values = "1,2"    # of class 1, 2, …
 class_names = "liver,lesion"
-attention = "both"      # none, channel, spatial or both, after each block
+attention = "both"      # none, channel, spatial or both, after each block; several by comma
 width = 4               # channels of the first level
 levels = 2              # of the U-Net
 lr = 0.003
@@ -51,7 +51,7 @@ from medseg.log.runs import finish_run, read_json, resume_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, load_model, predict, save_model
-from medseg.segment.report import best_slice, overlay_figure
+from medseg.segment.report import best_slice, mark_empty, overlay_figure
 from medseg.train.bands import bands
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.files import digest, write_json
@@ -71,20 +71,23 @@ class Config:
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.lr < 1: raise ValueError(f"steps must be at least 1 and lr in 0..1, got {self.steps} and {self.lr}")
-        for depth, target in self.kinds: self.recipe(depth, target)
+        for kind in self.kinds: self.recipe(*kind)
 
     @property
-    def kinds(self): return [(int(depth), target) for depth, target in (cell.split() for cell in self.cells.split(","))]
+    def kinds(self):
+        cells = [cell.split() for cell in self.cells.split(",")]
+        return [(int(depth), target, kind.strip()) for kind in self.attention.split(",") for depth, target in cells]
     @property
     def groups(self): return parse_label_values(self.label_values)
     @property
     def repeats(self): return [int(s) for s in self.seeds.split(",")]
     def draw(self, depth, target, seed): return Draw(depth, target, (self.crop, self.crop), self.batch, self.foreground, seed=seed)
-    def recipe(self, depth, target): return Recipe(depth, target, len(self.groups) + 1, self.attention, self.width, self.levels, self.inplane_mm, names=self.class_names.split(","))
+    def recipe(self, depth, target, attention):
+        return Recipe(depth, target, len(self.groups) + 1, attention, self.width, self.levels, self.inplane_mm, names=self.class_names.split(","))
 
 
 config = Config(**{f.name: globals()[f.name] for f in fields(Config)})
-run = (resume_run if resume else start_run)("slabs", dict(asdict(config), factors=["depth", "target"]), out)
+run = (resume_run if resume else start_run)("slabs", dict(asdict(config), factors=["depth", "target", "attention"]), out)
 
 # %% [markdown]
 # ## Run
@@ -103,20 +106,20 @@ print(f"{len(subjects(train))} people to train on, {len(subjects(test))} to test
 
 
 # %%
-def training(depth, target, seed):
+def training(depth, target, attention, seed):
     "Train one network and score it on people it has not seen."
     seed_everything(seed, config.threads)
-    recipe, began = config.recipe(depth, target), process_time()
+    recipe, began = config.recipe(depth, target, attention), process_time()
     net = recipe.net()
     slabs = ((*augment(x, y, Augment(), (seed, step)), who) for step, (x, y, who) in enumerate(batches(cases, config.draw(depth, target, seed), config.steps)))
-    rows = [dict(row, training=f"{depth}, {target}, seed {seed}") for row in fit(net, slabs, dice_ce, config.steps, config.lr)]
-    save_model(run.folder/"models"/f"{depth}_{target}_{seed}.safetensors", net.eval(), recipe, dict(run=config.name, seed=seed, step=config.steps))
+    rows = [dict(row, training=f"{depth}, {target}, {attention}, seed {seed}") for row in fit(net, slabs, dice_ce, config.steps, config.lr)]
+    save_model(run.folder/"models"/f"{depth}_{target}_{attention}_{seed}.safetensors", net.eval(), recipe, dict(run=config.name, seed=seed, step=config.steps))
     seconds, table = process_time() - began, []
     for item in test:
         scan = read_volume(item.image)
         scores = evaluate(predict(net, recipe, scan), labels_of(item, scan), range(1, recipe.classes))
         for number, score in scores.items():
-            table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, depth=depth, target=target, seed=seed, z_mm=scan.spacing[2],
+            table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, depth=depth, target=target, attention=attention, seed=seed, z_mm=scan.spacing[2],
                               slices="thick" if scan.spacing[2] >= config.thick else "thin", **score))
     return dict(rows=rows[::max(1, config.steps//40)], table=table, parameters=sum(p.numel() for p in net.parameters()), train_s=round(seconds, 1))
 
@@ -126,10 +129,10 @@ def labels_of(item, scan): return select_classes(align_labels(scan, read_volume(
 
 done = {}
 for seed in config.repeats:
-    for depth, target in config.kinds:
-        place = run.folder/"done"/f"{depth}_{target}_{seed}.json"
-        if not place.exists(): write_json(place, training(depth, target, seed))
-        done[depth, target, seed] = read_json(place)
+    for kind in config.kinds:
+        place = run.folder/"done"/f"{'_'.join(map(str, kind))}_{seed}.json"
+        if not place.exists(): write_json(place, training(*kind, seed))
+        done[*kind, seed] = read_json(place)
         print(place.stem, "ended", flush=True)
 
 # %% [markdown]
@@ -139,16 +142,18 @@ for seed in config.repeats:
 
 # %%
 table = [row for one in done.values() for row in one["table"]]
+failed = mark_empty(table, ("depth", "target", "attention", "seed"))
 for one in done.values():
     for row in one["rows"]: run.row("train", row)
 for row in table: run.row("subject", row)
-titles = {(d, t): "one slice" if d == 1 else f"slab of {d}" if t == "all" else f"{d//2} neighbour{'s'*(d > 3)} a side" for d, t in config.kinds}
-named = [dict(row, cell=titles[row["depth"], row["target"]]) for row in table]
+shown_kinds = len({a for *_, a in config.kinds}) > 1
+titles = {(d, t, a): ("one slice" if d == 1 else f"slab of {d}" if t == "all" else f"{d//2} neighbour{'s'*(d > 3)} a side") + f", {a}"*shown_kinds for d, t, a in config.kinds}
+named = [dict(row, cell=titles[row["depth"], row["target"], row["attention"]]) for row in table]
 found = {(c, s): bands([r for r in named if r["class"] == c and r["slices"] == s], "cell", "dice") for c in config.class_names.split(",") for s in ("thin", "thick")
          if any(r["class"] == c and r["slices"] == s for r in named)}
 
 # %%
-fig = Figure(figsize=(2.7*len(found), 2.6), layout="constrained")
+fig = Figure(figsize=(max(2.7, .4*len(titles))*len(found), 2.6 + .8*shown_kinds), layout="constrained")
 for ax, ((kind, slices), band) in zip(np.ravel(fig.subplots(1, len(found), squeeze=False)), found.items()):
     for x, cell in enumerate(titles.values()):
         low, mean, high = band[cell]
@@ -157,20 +162,20 @@ for ax, ((kind, slices), band) in zip(np.ravel(fig.subplots(1, len(found), squee
 run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: the mean and its 95 % interval.")
 for item in (test[0], test[1]):
     scan, shown = read_volume(item.image), []
-    for depth, target in config.kinds:
-        net, recipe = load_model(run.folder/"models"/f"{depth}_{target}_{config.repeats[0]}.safetensors")
-        shown.append((titles[depth, target], *best_slice(scan, predict(net, recipe, scan), labels_of(item, scan))))
-    run.figure(overlay_figure(shown), f"{item.subject}", f"The fullest slice of {item.subject}, {scan.spacing[2]:g} mm apart, by cell, seed {config.repeats[0]}: label in green, prediction in red.")
+    for kind in config.kinds:
+        net, recipe = load_model(run.folder/"models"/f"{'_'.join(map(str, kind))}_{config.repeats[0]}.safetensors")
+        shown.append((titles[kind], *best_slice(scan, predict(net, recipe, scan), labels_of(item, scan))))
+    run.figure(overlay_figure(shown, most=len(shown)), f"{item.subject}", f"The fullest slice of {item.subject}, {scan.spacing[2]:g} mm apart, by cell, seed {config.repeats[0]}: label in green, prediction in red.")
 
 # %%
 notes = ["All scans are phantoms: nothing here is a claim about patients.", "Updates are equal; a slab that predicts all its slices learns from ten labelled slices where the others learn from one."] + [config.note]*bool(config.note)
-means = {key: class_means([r for r in table if (r["depth"], r["target"]) == key]) for key in titles}
-mean = {f"{c} dice, {titles[key]}": round(means[key][c]["dice"], 4)
-        for c in config.class_names.split(",") for key in titles}
-mean |= {f"{c} scans": next(iter(means.values()))[c]["scans"]//len(config.repeats)
-         for c in config.class_names.split(",")}
+notes += [f"Failed, for no test scan got a voxel of the class: {'; '.join(failed)}."]*bool(failed)
+kinds = config.class_names.split(",")
+means = {title: class_means([r for r in named if r["cell"] == title]) for title in titles.values()}
+mean = {f"{c} dice, {title}": round(means[title][c]["dice"], 4) for c in kinds for title in means}
+empty = {f"{c}, empty trainings": sum(f.split(",")[0] == c for f in failed) for c in kinds}
 files = [Path(f) for i in train + test for f in (i.image, i.label)]
-result = finish_run(run, headline=mean | {"seeds": len(config.repeats), "test subjects": len(subjects(test))}, table=table,
+result = finish_run(run, headline=mean | empty | {"trainings": len(done), "seeds": len(config.repeats), "test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps*len(done), trainings=len(done), wall_s=round(sum(one["train_s"] for one in done.values()), 1), parameters=max(one["parameters"] for one in done.values())),
                     data="phantom", data_digest=digest(*files), notes=notes)
 

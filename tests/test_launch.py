@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from medseg.segment.losses import dice_ce
+from medseg.segment.unet import UNet
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
-from medseg.train.launch import RankError, World, bare, check_same, find_world, launch, mean_gradients, once, same_start, share, wrap
+from medseg.train.launch import RankError, World, bare, check_same, find_world, launch, mean_gradients, once, same_start, share, total, wrap
 from medseg.train.loop import fit
 from medseg.translate.generators import generator
 from medseg.translate.settings import Settings
@@ -50,16 +53,23 @@ def translation(world: World, folder: str, seed: int = 0) -> dict:
     return found
 
 
-def segmentation(world: World) -> list:
-    "The loop of the segmentation, clipping included, around a wrapped network."
-    torch.manual_seed(world.rank)
-    net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Tanh(), nn.Conv3d(2, 1, 3)).double()
-    if world.size == 1: torch.manual_seed(0); net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Tanh(), nn.Conv3d(2, 1, 3)).double()
+def slabs(step: int):
+    "Four slabs whose first two hold nearly all of class 2, so that the halves of the batch are as unlike as real ones."
+    dice = torch.Generator().manual_seed(step)
+    x, y = torch.rand(4, 3, 16, 16, generator=dice, dtype=torch.float64), torch.zeros(4, 3, 16, 16, dtype=torch.int64)
+    y[:, :, 4:12, 2:9], y[:2, :, 6:9, 4:7], y[2:, 1, 6, 4] = 1, 2, 2
+    return x + y, y, ["anna", "bert", "carl", "dora"]
+
+
+def segmentation(world: World, whole: bool = True) -> list:
+    "The loop, network and loss of the segmentation, clipping and class weights included; `whole`: sums over all processes."
+    torch.manual_seed(world.rank if world.size > 1 else 0)
+    net = UNet(3, 3, "all", "both", width=4, levels=2).double()
     used = wrap(world, net)  # all begin with the weights of rank 0, whatever they had
-    parts = (share(world, 50*mr, ct[:, :, 2:-2, 2:-2, 2:-2], who) for mr, ct, who in map(batch, range(4)))
-    rows = list(fit(used, parts, nn.functional.mse_loss, 4, lr=.01))
+    loss = partial(dice_ce, weights=torch.tensor([1., 2., 5.]), total=partial(total, world)) if whole else dice_ce
+    rows = list(fit(used, (share(world, *slabs(step)) for step in range(4)), loss, 4, lr=.01))
     check_same(world, bare(used).state_dict())
-    return [[p.flatten().tolist() for p in net.parameters()], [r["gradient"] for r in rows]]
+    return [[p.flatten().tolist() for p in net.parameters()], [r["gradient"] for r in rows], [r["loss"] for r in rows]]
 
 
 def spectral(world: World) -> dict:
@@ -72,7 +82,7 @@ def spectral(world: World) -> dict:
     return {name: t.flatten().tolist() for name, t in bare(used).state_dict().items()}
 
 
-def work(world: World, folder: str): return dict(translation=translation(world, folder, seed=world.rank), segmentation=segmentation(world), spectral=spectral(world))
+def work(world: World, folder: str): return dict(translation=translation(world, folder, seed=world.rank), segmentation=segmentation(world), halves=segmentation(world, whole=False), spectral=spectral(world))
 
 
 def everyone_writes(world: World, folder: str):
@@ -127,10 +137,19 @@ def test_one_state_on_disk_and_it_goes_on(runs):
     assert rows[0]["step"] == 3
 
 
-def test_the_plain_loop_clips_the_mean_gradient(runs):
-    (weights, lengths), others = runs[0]["segmentation"], [r["segmentation"] for r in runs[1]]
+def test_the_segmentation_trains_the_same_network_with_its_own_loss(runs):
+    "Dice is a fraction of sums over the batch and weighted cross-entropy another: both are those of one process, and so are clipped gradients and weights."
+    (weights, lengths, losses), others = runs[0]["segmentation"], [r["segmentation"] for r in runs[1]]
     assert max(lengths) > 1, "the clipping is at work"
-    for other in others: assert apart(other[0], weights) < 1e-10 and other[1] == pytest.approx(lengths, rel=1e-10)
+    for other in others:
+        assert apart(other[0], weights) < 1e-9
+        assert other[1] == pytest.approx(lengths, rel=1e-9) and other[2] == pytest.approx(losses, rel=1e-9)
+
+
+def test_halves_with_a_dice_of_their_own_train_another_network(runs):
+    "What `total` is for: without it the mean gradient of the ranks is not that of one process."
+    (weights, lengths, _), other = runs[0]["halves"], runs[1][0]["halves"]
+    assert apart(other[0], weights) > 1e-4 and abs(other[1][0] - lengths[0]) > 1e-4*lengths[0]
 
 
 def test_power_iterations_are_those_of_one_process(runs):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ResBlock', 'norm', 'Stage', 'Up', 'pad_to', 'split_classes', 'join_classes', 'UNet', 'check_shape', 'warn_if_narrow',
-           'no_gradient', 'attention_maps', 'logit_rank']
+           'nudged', 'no_gradient', 'attention_maps', 'logit_rank']
 
 # %% ../../nbs/4_segment/02_unet.ipynb #6c02dd16
+import copy
 import math
 import warnings
 
@@ -144,17 +145,26 @@ def warn_if_narrow(last: int, outputs: int):
         warnings.warn(f"the last block has {last} maps for {outputs} outputs a pixel, so the logits span at most {last} "
                       f"dimensions; give last={outputs} or leave it out", stacklevel=3)
 
+# %% ../../nbs/4_segment/02_unet.ipynb #c2a1d4e0
+@torch.no_grad()
+def nudged(
+    net: nn.Module,
+    by: float = .01,  # spread of what is added to each weight
+) -> nn.Module:  # a copy; `net` stays as it is
+    "A copy of a network with all weights moved a little, always by the same dice."
+    dice, net = torch.Generator().manual_seed(0), copy.deepcopy(net)
+    for p in net.parameters(): p += by*torch.randn(p.shape, generator=dice).to(p)
+    return net
+
 # %% ../../nbs/4_segment/02_unet.ipynb #a5680247
 def no_gradient(
     net: nn.Module,
     x: torch.Tensor,  # one batch of input
 ) -> list[str]:  # names of parameters; empty is healthy
-    "The parameters that no gradient reaches when the mean square of the output is made smaller."
-    net.zero_grad()
+    "The parameters that no gradient reaches when the mean square of the output is made smaller, nor after the first steps."
+    net = nudged(net)
     net(x).square().mean().backward()
-    dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    net.zero_grad()
-    return dead
+    return [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
 
 # %% ../../nbs/4_segment/02_unet.ipynb #52e0778d
 @torch.no_grad()
