@@ -81,25 +81,28 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors that medseg saved.")],
     image: Annotated[Path, typer.Argument(help="A scan: a file, or the folder of a DICOM series.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The mask to write, .nii or .nii.gz.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Go on although the numbers of the scan are not what they should be.")] = False,
     as_json: JSON = False,
 ):
     """Segment a scan; the mask has the scan's own shape and affine.
 
     Example: medseg predict model.safetensors liver_07.nii.gz -o liver_07_mask.nii.gz"""
-    from medseg.segment.predict import keep_largest, load_model, predict as segment
+    from medseg.segment.predict import keep_largest, load_model, predict as segment, taken_for
     from medseg.volumes.read import read_volume, scan_files
+    from medseg.volumes.trust import trust
     from medseg.volumes.write import write_labels
     if not out.name.endswith((".nii", ".nii.gz")):
         raise InputError("mask_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the mask so")
     check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
     net, recipe = load_model(checkpoint)
     scan = read_volume(image)
+    asked = trust(scan, image, taken_for(recipe, checkpoint), anyway)
     began = time.perf_counter()
     mask, dropped = keep_largest(segment(net, recipe, scan), recipe.largest)
     write_labels(out, mask)
     ml = {name: float((mask.voxels == i).sum()*mask.voxel_ml) for i, name in enumerate(recipe.names, 1)}
-    result = dict(mask=out, shape=mask.shape, spacing=mask.spacing, axcodes=mask.axcodes, ml=ml, dropped_ml=dict(zip(recipe.names, dropped)),
-                  seconds=round(time.perf_counter() - began, 2))
+    result = dict(mask=out, shape=mask.shape, spacing=mask.spacing, axcodes=mask.axcodes, ml=ml,
+                  dropped_ml=dict(zip(recipe.names, dropped)), asked=asked, seconds=round(time.perf_counter() - began, 2))
     if as_json: say(result)
     else:
         print(f"{out}: " + ", ".join(f"{name} {v:.1f} ml" for name, v in ml.items()))

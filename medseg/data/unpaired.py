@@ -9,7 +9,6 @@ __all__ = ['CT_RANGE', 'MR_PERCENTILES', 'MODALITIES', 'BODY_HU', 'BODY_SHARE', 
            'unpaired_batches']
 
 # %% ../../nbs/2_data/10_unpaired.ipynb #d61eb764
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, map_coordinates
 
+from .datasets import read_scan
 from .manifest import Item
 from .patch import cut
 from ..volumes.files import InputError
-from ..volumes.read import read_volume
 from ..volumes.resample import resample
 from ..volumes.volume import Volume, reorient
 
@@ -136,7 +135,7 @@ def load_scan(
         raise InputError("scan_hidden", item.image, "path", f"a folder {HIDDEN}", "a scan that training may see", "leave answers to the scoring")
     if (kind := item.modality.upper()) not in MODALITIES:
         raise InputError("scan_modality", item.image, "modality", item.modality or "nothing", "MR or CT", "fill in the modality column of the manifest")
-    return make_scan(item.subject, read_volume(item.image), kind, spacing_mm, ct_range)
+    return make_scan(item.subject, read_scan(item), kind, spacing_mm, ct_range)
 
 def load_sides(
     items: list[Item],      # of both modalities
@@ -241,7 +240,7 @@ def _warped(scan: Scan, record: dict, outside: float) -> np.ndarray:
     corners = np.array(list(product(*[(0, k - 1) for k in size]))) - middle
     reach = np.abs(corners @ matrix.T).max(0) + 1 + (np.abs(shift).max((1, 2, 3)) if shift is not None else 0)
     first = np.floor(start + middle - reach).astype(int)
-    box = cut(scan.voxels, first, np.ceil(start + middle + reach).astype(int) - first + 1, outside).astype(np.float32)
+    box = cut(scan.voxels, first, np.ceil(start + middle + reach).astype(int) - first + 1, outside, lambda x: x.astype(np.float32))
     offset = start + middle - first - matrix @ middle
     if shift is None: return affine_transform(box, matrix, offset, size, order=1, cval=outside)
     at = np.einsum("ij,jxyz->ixyz", matrix, np.indices(size)) + offset[:, None, None, None] + shift
@@ -253,9 +252,9 @@ def make_patch(
     record: dict,  # from `draw_record`
 ) -> np.ndarray:  # (x, y, z) float32 in [-1, 1]
     "The patch of a record; the same bits each time."
-    outside, plain = math.floor(scan.low), record["turn"] is None and not record["elastic"]
-    x = cut(scan.voxels, record["start"], tuple(record["size"]), outside) if plain else _warped(scan, record, outside)
-    x = to_unit(x, scan.low, scan.high)
+    def unit(x): return to_unit(x, scan.low, scan.high)
+    if record["turn"] is None and not record["elastic"]: x = cut(scan.voxels, record["start"], tuple(record["size"]), -1., unit)
+    else: x = unit(_warped(scan, record, scan.low))
     if record["stretch"]: x = to_unit(x, *(2*s - 1 for s in record["stretch"]))
     if record["mean"] or record["sd"]:
         x += np.float32(2*record["mean"])

@@ -23,6 +23,7 @@ def bone(
     method: Annotated[str, typer.Option(help="otsu, multi_otsu, li, yen, fixed or hysteresis; by default otsu, or fixed if --threshold is given.")] = "",
     threshold: Annotated[float | None, typer.Option(help="HU, for fixed and hysteresis.")] = None,
     least_ml: Annotated[float, typer.Option(min=0, help="Parts of bone that are smaller are dropped.")] = .2,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Go on although the numbers of the scan are not what they should be.")] = False,
     as_json: JSON = False,
 ):
     """Take the bone out of a CT by a threshold found inside the patient, and say whether to trust it.
@@ -31,18 +32,21 @@ def bone(
     from medseg.translate.bone import METHODS, bone_mask
     from medseg.translate.mesh import bone_mesh, check_mesh_name, write_mesh
     from medseg.volumes.read import read_volume, scan_files
+    from medseg.volumes.trust import trust
     from medseg.volumes.write import write_labels
     method = method or ("otsu" if threshold is None else "fixed")
     if method not in METHODS: raise InputError("method_unknown", ct, "method", method, ", ".join(METHODS), "correct the name")
     if not out.name.endswith((".nii", ".nii.gz")): raise InputError("mask_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the mask so")
     if mesh: check_mesh_name(mesh)
     check_outputs({"-o": out, "--mesh": mesh}, scan_files(ct))
-    found, facts = bone_mask(read_volume(ct), method, threshold, least_ml)
+    scan = read_volume(ct)
+    asked = trust(scan, ct, "CT", anyway)
+    found, facts = bone_mask(scan, method, threshold, least_ml)
     write_labels(out, found)
     surface = bone_mesh(found) if mesh and found.voxels.any() else None
     if surface: write_mesh(mesh, surface)
     elif mesh: facts["warnings"].append("no mesh: there is no bone to draw")
-    if as_json: return say(dict(mask=out, **facts, **(dict(mesh=mesh, triangles=len(surface.faces), closed=surface.closed, mesh_ml=round(surface.volume_ml, 2)) if surface else {})))
+    if as_json: return say(dict(mask=out, asked=asked, **facts, **(dict(mesh=mesh, triangles=len(surface.faces), closed=surface.closed, mesh_ml=round(surface.volume_ml, 2)) if surface else {})))
     print(f"{out}: {facts['volume_ml']:.1f} ml of bone in {facts['parts']} parts above {facts['threshold_hu']} HU ({facts['method']})")
     if surface: print(f"{mesh}: {len(surface.faces)} triangles, mm, RAS+")
     for line in facts["warnings"]: typer.echo(f"warning: {line}", err=True)

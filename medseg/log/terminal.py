@@ -83,7 +83,7 @@ def check(
     paths: Annotated[list[Path], typer.Argument(help="Scans: files, folders of DICOM series, or folders to search to the bottom.")],
     label: Annotated[Path | None, typer.Option(help="Labels that belong to the scan.")] = None,
     classes: Annotated[str, typer.Option(help="Label values that may occur, such as 0,1,2.")] = "",
-    modality: Annotated[str, typer.Option(help="CT asks for Hounsfield units.")] = "",
+    modality: Annotated[str, typer.Option(help="CT asks for Hounsfield units, MR that it is none; the sides are asked of each scan.")] = "",
     workers: WORKERS = 1,
     scheduler: SCHEDULER = "",
     as_json: JSON = False,
@@ -95,9 +95,10 @@ def check(
     from medseg.volumes.check import check_path
     from medseg.volumes.many import spread
     from medseg.volumes.survey import find_volumes
+    from medseg.volumes.trust import tell_sides
     if label and len(paths) > 1: raise typer.BadParameter("--label goes with one scan", param_hint="--label")
     values = numbers(classes, "--classes")
-    rows = list(spread(partial(check_path, label=label, classes=values, modality=modality), [v for p in paths for v in find_volumes(p) or [p]], workers, scheduler))
+    rows = list(spread(partial(check_path, label=label, classes=values, modality=modality, further=tell_sides), [v for p in paths for v in find_volumes(p) or [p]], workers, scheduler))
     if as_json: say(rows)
     for row in [] if as_json else rows:
         if row["status"] == "refused": print(f"error: {row['message']}", file=sys.stderr)

@@ -22,25 +22,28 @@ def translate(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The scan to write, .nii or .nii.gz; named after IMAGE by default, in this folder, if no file has that name.")] = None,
     patch: Annotated[int, typer.Option(help="Voxels a side of the blocks; 0 takes those of the training.")] = 0,
     overlap: Annotated[float, typer.Option(min=0, max=.9, help="Share of a block that it shares with the next.")] = .5,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Go on although the numbers of the scan are not what they should be.")] = False,
     as_json: JSON = False,
 ):
     """Make a CT from an MR (or the reverse, if the checkpoint says so), on the scan's own grid.
 
     Example: medseg translate model.safetensors anna_t2.nii.gz -o anna_ct.nii.gz"""
-    from medseg.translate.predict import load_translator, made_name, translate_scan
+    from medseg.translate.predict import DIRECTIONS, load_translator, made_name, translate_scan
     from medseg.volumes.read import read_volume, scan_files
+    from medseg.volumes.trust import trust
     from medseg.volumes.write import write_volume
     net, recipe = load_translator(checkpoint)
     if not out and (out := Path(made_name(image, recipe.direction))).exists(): raise InputError("out_exists", out, "name", "a file of that name", "a name that is free, since it was not chosen", "name the result with -o")
     if not out.name.endswith((".nii", ".nii.gz")): raise InputError("scan_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the scan so")
     check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
     scan = read_volume(image)
+    asked = trust(scan, image, DIRECTIONS[recipe.direction][0], anyway)
     with progress() as bar:
         task = bar.add_task(recipe.direction, total=None)
         made, seam = translate_scan(net, recipe, scan, (patch,)*3 if patch else None, overlap, lambda done, total: bar.update(task, completed=done, total=total))
     write_volume(out, made)
     told = dict(scan=out, direction=recipe.direction, shape=made.shape, spacing=made.spacing, axcodes=made.axcodes, low=int(made.voxels.min()), high=int(made.voxels.max()),
-                unit="HU" if recipe.direction == "mr2ct" else "arbitrary", range=recipe.ct_range if recipe.direction == "mr2ct" else (0, 1000), seam=round(seam, 3))
+                unit="HU" if recipe.direction == "mr2ct" else "arbitrary", range=recipe.ct_range if recipe.direction == "mr2ct" else (0, 1000), seam=round(seam, 3), asked=asked)
     if as_json: return say(told)
     print(f"{out}: {told['low']} to {told['high']} {told['unit']} (it can give {told['range'][0]:g} to {told['range'][1]:g}), seam score {seam:.2f} (1: no seam)")
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..train.checkpoint import load_checkpoint
+from ..train.loop import at_rest
 from .coverage import apart
 from .dependence import distance_correlation, distances
 from .diversity import effective_volumes, features, kernel
@@ -56,9 +57,7 @@ def made(
 ) -> np.ndarray:  # (n, x, y, z) in [-1, 1]
     "What a generator makes of each input, as it stands."
     net = model.translator(name)
-    before = net.training
-    try: return np.stack([as_map(net.eval())(x) for x in inputs])
-    finally: net.train(before)
+    with at_rest(net): return np.stack([as_map(net)(x) for x in inputs])
 
 # %% ../../nbs/5_translate/12c_alarm.ipynb #c9ca3f6b
 def table_share_with_air(

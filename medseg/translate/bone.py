@@ -14,6 +14,8 @@ from skimage.filters import apply_hysteresis_threshold, threshold_multiotsu, thr
 
 from .scores import BONE_HU, otsu
 from ..volumes.volume import Volume, reorient, same_grid
+from ..volumes.unit import doubt_ct
+from ..volumes.volume import Volume, grid_gap, reorient
 
 # %% ../../nbs/5_translate/13_bone.ipynb #b26242b8
 AIR = -300.  # HU; below it is no patient
@@ -136,10 +138,10 @@ def _warnings(
     asked: int,                                                # how often Otsu was asked
 ) -> list[str]:
     "Why a bone mask may not be trusted."
-    if not body.any(): return [f"nobody in view: nothing above {AIR:g} HU is thicker than a table"]
-    ml, hu, found = ct.voxel_ml, ct.voxels[body], []
-    bone_ml, middle = mask.sum()*ml, float(np.median(hu))
-    if not -150 < middle < 150: found.append(f"no CT? half of the patient lies above {middle:.0f}, and flesh has 0 to 100 HU: is this in HU?")
+    found = [f"voxels: found {doubt.found}; do {doubt.do}"] if (doubt := doubt_ct(ct.voxels)) else []
+    if not body.any(): return found + [f"nobody in view: nothing above {AIR:g} HU is thicker than a table"]
+    ml, hu = ct.voxel_ml, ct.voxels[body]
+    bone_ml = mask.sum()*ml
     if asked > 1: found.append(f"soft tissue: Otsu parted fat from flesh, or flesh from brighter flesh, and was asked {asked} times, each time about what lies above")
     if not PLAUSIBLE[0] <= t <= PLAUSIBLE[1]: found.append(f"threshold {'none' if np.isnan(t) else f'{t:.0f} HU'}: outside {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g} HU, where bone begins; it may part something else")
     if (metal := (hu > METAL_HU).sum()*ml) >= METAL_ML: found.append(f"metal: {metal:.1f} ml above {METAL_HU:g} HU; it counts as bone, and its streaks do too: Otsu separates bright from dark, not bone from everything else")

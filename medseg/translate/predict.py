@@ -6,7 +6,6 @@
 __all__ = ['DIRECTIONS', 'TranslateRecipe', 'save_translator', 'load_translator', 'made_patches', 'translate_scan', 'made_name']
 
 # %% ../../nbs/5_translate/07_predict.ipynb #7e051894
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from ..data.patch import blend, cut, seam_score, starts
 from ..data.unpaired import CT_RANGE, mr_range, on_grid, to_unit, unscale_ct
 from ..train.checkpoint import load_network, save_network
+from ..train.loop import at_rest
 from .generators import generator
 from ..volumes.resample import resample_to
 from ..volumes.volume import Volume, reorient, same_grid
@@ -69,7 +69,6 @@ def load_translator(
     return load_network(path, "translate", "a translation checkpoint", TranslateRecipe)
 
 # %% ../../nbs/5_translate/07_predict.ipynb #a2280c0e
-@torch.no_grad()
 def made_patches(
     net: nn.Module,
     voxels: np.ndarray,   # (x, y, z) as stored
@@ -82,9 +81,9 @@ def made_patches(
     "What the network makes of each patch."
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     for done, start in enumerate(first, 1):
-        x = torch.from_numpy(to_unit(cut(voxels, start, size, math.floor(ends[0])), *ends))
-        x = x[None, None].to(device)
-        y = (net(x) + net(x.flip(2)).flip(2))/2 if mirrored else net(x)
+        x = torch.from_numpy(cut(voxels, start, size, -1., lambda v: to_unit(v, *ends)))[None, None].to(device)
+        with at_rest(net): y = (net(x) + net(x.flip(2)).flip(2))/2 if mirrored else net(x)
+        if y.shape != x.shape: raise ValueError(f"net must answer one volume of the size it is asked, {tuple(x.shape)}, got {tuple(y.shape)}")
         yield start, y[0, 0].float().cpu().numpy()
         if progress: progress(done, len(first))
 
@@ -102,7 +101,7 @@ def _home(made: Volume, scan: Volume) -> Volume:
 
 # %% ../../nbs/5_translate/07_predict.ipynb #064e0bb3
 def translate_scan(
-    net: nn.Module,                # from `load_translator`, in eval mode
+    net: nn.Module,                # from `load_translator`; left as it was found
     recipe: TranslateRecipe,
     scan: Volume,                  # as the direction says; any orientation, any size
     patch: tuple | None = None,    # (x, y, z) voxels; None is that of the training

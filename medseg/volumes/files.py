@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LACKS', 'BEGINS', 'atomic', 'where_supported', 'open_mode', 'plain', 'write_text', 'write_json', 'append_row',
            'read_rows', 'digest', 'code_digest', 'one_line', 'escaped', 'number', 'InputError', 'RepairWarning',
-           'safe_name', 'check_outputs', 'check_folder', 'walk', 'file_id']
+           'tell_mended', 'safe_name', 'check_outputs', 'check_folder', 'walk', 'file_id']
 
 # %% ../../nbs/1_volumes/01_files.ipynb #933cb081
 import errno
@@ -17,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from collections.abc import Iterable
+import warnings
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -185,6 +186,18 @@ class InputError(ValueError):
 
 class RepairWarning(UserWarning):
     "Odd input that was mended; the message says what was changed."
+
+# %% ../../nbs/1_volumes/01_files.ipynb #861dc33f
+def tell_mended(
+    path,           # the file
+    repairs: list,  # (code, words) pairs; nothing is said if there are none
+    up: int = 3,    # how many callers up the warning points
+):
+    "One RepairWarning that says what was mended; its `codes` are for scripts."
+    if not repairs: return
+    warning = RepairWarning(f"{path}: {'; '.join(words for _, words in repairs)}")
+    warning.codes = tuple(code for code, _ in repairs)
+    warnings.warn(warning, stacklevel=up)
 
 # %% ../../nbs/1_volumes/01_files.ipynb #15a90926
 def safe_name(

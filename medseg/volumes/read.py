@@ -16,8 +16,10 @@ from nibabel.volumeutils import apply_read_scaling
 from .container import Head, Layout, check_size, kind_of, load, peek, tell_mended
 from .dicom import Header, read_series, series_header
 from .files import InputError, walk
+from .dicom import Header, series_header, series_voxels
+from .files import InputError
 from .nifti import TEXT, check_place, mgh_layout, nifti_layout, volume_shape
-from .volume import Volume
+from .volume import Volume, axcodes
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #d33bfe96
 def _fields(text: bytes, kind: str, path: Path) -> dict:
@@ -49,6 +51,18 @@ def _beside(path: Path, name: str) -> Path:
     if not file.exists(): raise InputError("image_part_missing", path, "data file", f"no {name}", "the voxels beside their header", "copy both files")
     return file
 
+def _one(f: dict, path: Path, *names: str) -> str | None:
+    "The value of a field that has several names; InputError if they contradict each other."
+    found = {f[n] for n in names if n in f}
+    if len(found) > 1: _unclear(path, " and ".join(n for n in names if n in f), "one value")
+    return found.pop() if found else None
+
+def _yes(f: dict, path: Path, *names: str) -> bool:
+    "A field that is true or false; false where it is not there."
+    said = (_one(f, path, *names) or "false").lower()
+    if said not in ("true", "t", "1", "false", "f", "0"): _unclear(path, names[0], "True or False")
+    return said in ("true", "t", "1")
+
 def _where(path: Path, kind: str) -> tuple:
     "Fields, voxel file, bytes to skip, codec and byte order of an NRRD or MetaImage file."
     fields, stop = _text_header(path, kind)
@@ -56,9 +70,9 @@ def _where(path: Path, kind: str) -> tuple:
         name, how, last = fields.get("data file", fields.get("datafile", "")), fields.get("encoding", "").lower(), fields.get("endian") == "big"
         codec, odd = dict(raw="raw", gzip="gzip", gz="gzip").get(how), [k for k in ("line skip", "lineskip", "byte skip", "byteskip") if fields.get(k, "0") != "0"]
     else:
-        name, yes = re.sub("^LOCAL$", "", fields.get("elementdatafile", "")), lambda key: fields.get(key, "").lower() == "true"
-        codec, last = "zlib" if yes("compresseddata") else "raw", yes("binarydatabyteordermsb") or yes("elementbyteordermsb")
-        how, odd = "text", ["headersize"]*(fields.get("headersize", "0") not in ("0", "-1")) + ["binarydata"]*(not yes("binarydata"))
+        name, yes = re.sub("^LOCAL$", "", fields.get("elementdatafile", "")), lambda *keys: _yes(fields, path, *keys)
+        codec, last = "zlib" if yes("compresseddata") else "raw", yes("binarydatabyteordermsb", "elementbyteordermsb")
+        how, odd = "text", ["headersize"]*(fields.get("headersize", "0") not in ("0", *["-1"]*(codec == "raw"))) + ["binarydata"]*(not yes("binarydata"))
     if codec is None or odd: raise InputError("encoding_unsupported", path, "encoding", "another" if codec is None else odd[0], "raw or gzip voxels", "convert the scan to NIfTI")
     return fields, _beside(path, name) if name else path, 0 if name else stop, codec, ">" if last else "<"
 
@@ -80,18 +94,23 @@ _SPACES = {"left-posterior-superior": (1, 1), "lps": (1, 1), "right-anterior-sup
 def _axes_nrrd(f: dict, path: Path, count: int) -> tuple:
     "Steps and origin of an NRRD in LPS, each in columns; without directions the array axes are taken for them."
     if f.get("space", "lps").lower() not in _SPACES: _unclear(path, "space", "LPS, RAS or LAS")
-    if f.get("space units", '"mm"').replace('"', "").split()[:1] != ["mm"]: raise InputError("units_not_mm", path, "space units", "another unit", "millimetres", "export the scan again")
+    units = f.get("space units", "" if "space directions" in f else f.get("units", ""))
+    if set(units.replace('"', " ").split()) - {"mm", "???", "none"}: raise InputError("units_not_mm", path, "units", "another unit", "millimetres", "export the scan again")
     signs = np.array([*_SPACES.get(f.get("space", "").lower(), (1, 1)), 1.])
     if "space directions" not in f: return np.diag(_numbers(f["spacings"], count, path, "spacings")[:3]), np.zeros(3)
+    if re.search(r"\bnone\b", " ".join(re.findall(r"\([^)]*\)|none", f["space directions"])[:3])): _unclear(path, "space directions", "a direction for each of the first three axes")
     steps = _numbers(re.sub(r"\s*\bnone\b", "", f["space directions"]), 9, path, "space directions").reshape(3, 3)
+    if "spacings" in f and not np.allclose(np.linalg.norm(steps, axis=1), _numbers(f["spacings"], count, path, "spacings")[:3], rtol=.01): _unclear(path, "spacings", "the lengths of the space directions")
     return (steps*signs).T, _numbers(f.get("space origin", "0 0 0"), 3, path, "space origin")*signs
 
 def _axes_meta(f: dict, path: Path, count: int) -> tuple:
     "Steps and origin of a MetaImage in LPS, each in columns."
-    get = lambda *names: next((f[n] for n in names if n in f), None)
-    turn, origin = get("transformmatrix", "rotation", "orientation"), get("offset", "position", "origin")
+    turn, origin = _one(f, path, "transformmatrix", "rotation", "orientation"), _one(f, path, "offset", "position", "origin")
     turn = np.eye(count) if turn is None else _numbers(turn, count**2, path, "TransformMatrix").reshape(count, count)
-    step = _numbers(get("elementspacing", "elementsize"), count, path, "ElementSpacing")
+    if np.abs(np.linalg.norm(turn, axis=1) - 1).max() > 1e-3: _unclear(path, "TransformMatrix", "directions of length 1")
+    if f.get("distanceunits", "?").lower() not in ("mm", "?", ""): raise InputError("units_not_mm", path, "DistanceUnits", "another unit", "mm", "export the scan again")
+    if np.any(_numbers(f.get("centerofrotation", "0 "*count), count, path, "CenterOfRotation")) and not np.allclose(turn, np.eye(count)): _unclear(path, "CenterOfRotation", "0 0 0, since the offset is the place of the first voxel")
+    step = _numbers(f.get("elementspacing", f.get("elementsize")), count, path, "ElementSpacing")
     return (turn[:3, :3].T*step[:3]), np.zeros(3) if origin is None else _numbers(origin, count, path, "Offset")[:3]
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #3d7931fe
@@ -105,7 +124,8 @@ def _meaning(path: Path, kind: str, f: dict) -> tuple:
     "Shape, type and affine that a text header states."
     if kind == "nrrd" and (odd := set(f) - _NRRD): _unclear(path, f"{len(odd)} of its fields", "the fields of an NRRD header")
     if kind == "nrrd" and f.get("endian", "little") not in ("little", "big"): _unclear(path, "endian", "little or big")
-    if kind == "nrrd" and set(re.split("[ \t]+", f.get("kinds", "none").lower())) - _KINDS: _unclear(path, "kinds", "the words of the NRRD format")
+    kinds = re.split("[ \t]+", f.get("kinds", "none").lower())
+    if kind == "nrrd" and set(kinds) - _KINDS: _unclear(path, "kinds", "the words of the NRRD format")
     if kind == "meta" and f.get("objecttype", "").lower() != "image": _unclear(path, "ObjectType", "Image")
     name, count, sizes = (f.get(k, "") for k in (("type", "dimension", "sizes") if kind == "nrrd" else ("elementtype", "ndims", "dimsize")))
     if not re.fullmatch("[1-9]", count): _unclear(path, "dimension", "a number of axes from 1 to 9")
@@ -115,19 +135,36 @@ def _meaning(path: Path, kind: str, f: dict) -> tuple:
     if channels != "1" or re.search("colou?r|vector", f.get("kinds", ""), re.I): raise InputError("rgb", path, "type", "several numbers a voxel", "one number a voxel", "give the scan itself, not a colour overlay")
     shape = volume_shape(sizes, path)
     if name.lower() not in _TYPES: raise InputError("datatype_unknown", path, "type", "another", "one of " + ", ".join(sorted(set(_TYPES.values()))), "export the scan again")
+    if kind == "nrrd" and set(kinds[:3]) - {"domain", "space", "none", "???"}: _unclear(path, "kinds", "domain or space for the first three axes")
+    if kind == "nrrd" and "endian" not in f and np.dtype(_TYPES[name.lower()]).itemsize > 1: _unclear(path, "endian", "little or big")
+    if kind == "meta" and f.get("elementnbits", bits := str(8*np.dtype(_TYPES[name.lower()]).itemsize)) != bits: _unclear(path, "ElementNBits", "the bits of ElementType")
     steps, origin = (_axes_nrrd if kind == "nrrd" else _axes_meta)(f, path, int(count))
     affine = np.eye(4); affine[:3, :3], affine[:3, 3] = steps, origin
     return shape, np.dtype(_TYPES[name.lower()]), check_place(np.diag([-1., -1., 1., 1.]) @ affine, path, "directions, spacing, origin")
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #99ab2f55
 _META = set("objecttype objectsubtype ndims binarydata binarydatabyteordermsb elementbyteordermsb compresseddata compresseddatasize transformmatrix rotation orientation offset position origin centerofrotation "
-            "anatomicalorientation elementspacing elementsize elementnbits elementtype elementmin elementmax elementnumberofchannels dimsize headersize elementdatafile modality distanceunits itk_inputfiltername color id parentid".split())
+            "anatomicalorientation elementspacing elementsize elementnbits elementtype elementmin elementmax elementnumberofchannels dimsize headersize elementdatafile modality distanceunits elementtointensityfunctionslope elementtointensityfunctionoffset itk_inputfiltername color id parentid".split())
 
 def _says_more(path: Path, kind: str, fields: dict) -> bool:
     "True if a text header holds more than the description of its voxels."
     if kind == "meta": return any(fields[key] for key in set(fields) - _META)
     head = peek(path, 1 << 16).data.split(b"\n\n")[0]
     return b":=" in head or any(line[:1] == b"#" and not re.search(rb"teem|NRRD file format", line) for line in head.splitlines()) or bool(fields.get("content"))
+
+# %% ../../nbs/1_volumes/04c_read.ipynb #7aee1094
+def _told(f: dict, path: Path, affine: np.ndarray, notes: dict) -> tuple:
+    "Slope and intercept; `notes` gets what else a header says about values and sides."
+    slope, inter = (float(_numbers(f.get(f"elementtointensityfunction{n}", d), 1, path, n)[0]) for n, d in (("slope", "1"), ("offset", "0")))
+    if not slope or not np.isfinite([slope, inter]).all(): raise InputError("scale_not_finite", path, "ElementToIntensityFunctionSlope", f"{slope}, {inter}", "numbers other than 0", "export the scan again")
+    if any(f.get(n) not in (None, "nan", "NaN") for n in ("old min", "oldmin", "old max", "oldmax")): notes["quantized"] = "the header says (old min, old max) that the values were quantized; they are used as they are"
+    if "space directions" in f and "space origin" not in f: notes["origin_unknown"] = "the header states no origin, 0 0 0 is assumed"
+    code, towards = f.get("anatomicalorientation", "").upper(), axcodes(affine)
+    away = towards.translate(str.maketrans("LRAPSI", "RLPAIS"))
+    if re.fullmatch("[LRAPSI]{3}", code) and code not in (towards, away):   # ITK names the side from which an axis comes, others the side to which it goes
+        if "orientation_unknown" in notes: raise InputError("orientation_conflict", path, "AnatomicalOrientation", code, "a TransformMatrix that says the same", "export the scan again")
+        notes["anatomical_orientation"] = f"AnatomicalOrientation says {code}, the directions {away}; the directions are used"
+    return slope, inter
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #9c1c97c7
 def text_layout(
@@ -142,7 +179,9 @@ def text_layout(
     directed = fields.get("space", "").lower() in _SPACES and "space directions" in fields if kind == "nrrd" else {"transformmatrix", "orientation", "rotation"} & set(fields)
     notes = {} if directed else dict(orientation_unknown="the header states no orientation, LPS is assumed")
     if _says_more(path, kind, fields): notes |= [TEXT]
-    return Layout(path, file, shape, dtype.newbyteorder(order), affine, 0, codec, skip, flags=tuple(notes), repairs=tuple(notes.items()))
+    slope, inter = _told(fields, path, affine, notes)
+    if fields.get("headersize") == "-1": skip = max(0, file.stat().st_size - int(np.prod(shape, dtype=object))*dtype.itemsize)   # the voxels end the file
+    return Layout(path, file, shape, dtype.newbyteorder(order), affine, 0, codec, skip, slope, inter, flags=tuple(notes), repairs=tuple(notes.items()))
 
 # %% ../../nbs/1_volumes/04c_read.ipynb #974e74b8
 def _pair(path: Path) -> tuple:
@@ -228,7 +267,7 @@ def _image(
     if not any((values[:, :, k] != values[0, 0, 0]).any() for k in range(values.shape[2])):
         raise InputError("constant", layout.path, "voxels", f"only the value {values[0, 0, 0]}", "more than one value", "check that the scan was exported with its voxels")
     if values is not stored and values.min() >= -32768 and values.max() <= 32767 and all((values[:, :, k] % 1 == 0).all() for k in range(values.shape[2])): values = values.astype(np.int16)
-    if values.dtype == np.uint16 and (high := (values > 60000).mean()) > 1e-3 and ((values > 35000) & (values <= 60000)).mean() < high:
+    if (values.dtype == np.uint16 or values.dtype.itemsize > 2 and 60000 < values.max() <= 65535) and (high := (values > 60000).mean()) > 1e-3 and ((values > 35000) & (values <= 60000)).mean() < high:
         repairs.append(("wrapped", "values near 65535 look like negative ones that were wrapped around; they were left as they are"))
     return values
 
@@ -270,5 +309,5 @@ def read_volume(
 # %% ../../nbs/1_volumes/04c_read.ipynb #ec82564a
 def _series(path: Path) -> tuple:
     "Voxels, affine and a stand-in layout of a DICOM series."
-    v = read_series(path)
-    return v.voxels, v.affine, Layout(path, path, v.shape, v.voxels.dtype, v.affine)
+    v, notes = series_voxels(path)
+    return v.voxels, v.affine, Layout(path, path, v.shape, v.voxels.dtype, v.affine, repairs=tuple(notes.items()))
