@@ -8,14 +8,12 @@ __all__ = ['AIR', 'METHODS', 'FLOOR', 'TOP', 'PLAUSIBLE', 'SEED_HU', 'METAL_HU',
 
 # %% ../../nbs/5_translate/13_bone.ipynb #572a28af
 import numpy as np
-from scipy.ndimage import binary_fill_holes, distance_transform_edt, uniform_filter
-from scipy.ndimage import label as connected
+from scipy.ndimage import binary_fill_holes, distance_transform_edt, label as connected, uniform_filter
 from skimage.filters import apply_hysteresis_threshold, threshold_multiotsu, threshold_yen
 
 from .scores import BONE_HU, otsu
-from ..volumes.volume import Volume, reorient, same_grid
+from ..volumes.volume import Volume, grid_gap, reorient, same_grid
 from ..volumes.unit import doubt_ct
-from ..volumes.volume import Volume, grid_gap, reorient
 
 # %% ../../nbs/5_translate/13_bone.ipynb #b26242b8
 AIR = -300.  # HU; below it is no patient

@@ -8,8 +8,7 @@ __all__ = ['MANY', 'MISSING', 'PARTLY', 'grown', 'vertebrae', 'body_and_arch', '
 
 # %% ../../nbs/5_translate/13c_parts.ipynb #18ebbda0
 import numpy as np
-from scipy.ndimage import binary_dilation, center_of_mass, distance_transform_edt, gaussian_filter, grey_dilation, laplace
-from scipy.ndimage import label as connected
+from scipy.ndimage import binary_dilation, center_of_mass, distance_transform_edt, gaussian_filter, grey_dilation, label as connected, laplace
 
 from ..data.unpaired import scale_mr
 from ..volumes.resample import resample_to

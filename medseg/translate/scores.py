@@ -10,8 +10,7 @@ __all__ = ['SCALE_WEIGHTS', 'BONE_HU', 'body_mask', 'masked_mae', 'psnr', 'ssim'
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import binary_fill_holes, gaussian_filter
-from scipy.ndimage import label as connected
+from scipy.ndimage import binary_fill_holes, gaussian_filter, label as connected
 
 from ..data.manifest import Item
 from ..data.unpaired import CT_RANGE, HIDDEN

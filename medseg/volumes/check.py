@@ -17,7 +17,6 @@ from .files import InputError, RepairWarning
 from .read import read_volume
 from .volume import SAME_GRID, Volume, grid_gap, reorient, same_grid
 from .unit import ask_unit
-from .volume import Volume, grid_gap, reorient
 
 # %% ../../nbs/1_volumes/06_check.ipynb #62392831
 def _allowed(

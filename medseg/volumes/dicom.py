@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import InputError, walk
-from .slices import NO_IMAGE, Slice, is_dicom, modality_of, read_tags, slices_in, stored_pixels, tag, whole
-from .volume import Volume
-from .files import InputError, tell_mended
+from .files import InputError, tell_mended, walk
 from .slices import KIN, NO_IMAGE, TURNS, Slice, is_dicom, modality_of, read_tags, slices_in, stored_pixels, tag, whole
 from .volume import SAME_GRID, Volume
 

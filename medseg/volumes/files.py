@@ -15,8 +15,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import warnings
 from contextlib import contextmanager
 from decimal import Decimal

@@ -14,10 +14,8 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from .container import Head, Layout, check_size, kind_of, load, peek, tell_mended
-from .dicom import Header, read_series, series_header
+from .dicom import Header, read_series, series_header, series_voxels
 from .files import InputError, walk
-from .dicom import Header, series_header, series_voxels
-from .files import InputError
 from .nifti import TEXT, check_place, mgh_layout, nifti_layout, volume_shape
 from .volume import Volume, axcodes
 
