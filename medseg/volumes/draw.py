@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from .intensity import WINDOWS, window as to_window
-from .volume import SAME_GRID, Volume, grid_gap, reorient, world
+from .volume import SAME_GRID, Volume, aligned, grid_gap, reorient, world
 
 # %% ../../nbs/1_volumes/09_draw.ipynb #4b45a182
 def grey_level(
@@ -56,6 +56,7 @@ def ready(
     labels: Volume | None,   # its labels, or nothing
 ) -> tuple:  # both in RAS order
     "Scan and labels as they are drawn; ValueError if they do not lie on one grid."
+    labels = labels and (aligned(v, labels) or labels)
     v = reorient(v)
     if labels is None: return v, None
     labels = reorient(labels)

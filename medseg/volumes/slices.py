@@ -201,7 +201,6 @@ def _check_meaning(d: pydicom.Dataset, modality: str, file: Path):
     if tag([d], "ModalityLUTSequence"): no("ModalityLUTSequence", "a table of values", "RescaleSlope and RescaleIntercept")
     if "MOSAIC" in str(tag([d], "ImageType")): no("ImageType", "MOSAIC, many slices in one picture", "one slice a picture")
     if tag([d], "SpatialLocationsPreserved") == "NO": no("SpatialLocationsPreserved", "NO", "pixels that lie where the scanner measured them")
-    if tag([d], "VolumetricProperties") in ("DISTORTED", "MIXED"): no("VolumetricProperties", "DISTORTED or MIXED", "VOLUME")
 
 # %% ../../nbs/1_volumes/02a_slices.ipynb #02952b85
 def _check_image(

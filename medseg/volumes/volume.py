@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'SAME_GRID', 'Volume', 'check_affine', 'spacing', 'axcodes', 'world', 'reorient', 'grid_gap',
-           'same_grid']
+           'same_grid', 'aligned']
 
 # %% ../../nbs/1_volumes/02_volume.ipynb #17e76576
 from dataclasses import dataclass
@@ -105,3 +105,11 @@ def same_grid(
 ) -> bool:
     "True if two arrays of one shape put each voxel in one place, to a tenth of a voxel."
     return a.shape == b.shape and grid_gap(a.affine, b.affine, a.shape) <= SAME_GRID
+
+def aligned(
+    like: Volume,   # a scan
+    other: Volume,  # another, or its labels
+) -> Volume | None:  # None where the grids differ
+    "`other` in the order and with the very affine of `like`, so that noise in a header turns no axis."
+    found = next((v for v in (other, reorient(other, like.axcodes)) if same_grid(like, v)), None)
+    return None if found is None else Volume(found.voxels, like.affine)
