@@ -19,7 +19,6 @@ import warm
 from medseg.log.execute import RunFailed, run_experiment
 from medseg.log.runs import claim_folder, hold, let_go, run_state
 from medseg.volumes.files import atomic, write_text
-from medseg.volumes.many import start_method
 
 MEDSEG = [sys.executable, "-m", "medseg.cli"]
 NAME = os.fsdecode(b"sch\xe4del")   # Latin-1, as a Windows zip unpacks it

@@ -8,11 +8,12 @@ __all__ = ['SPACINGS', 'phantom_spacing', 'make_patient', 'make_cohort', 'mapper
 # %% ../../nbs/2_data/05_cohort.ipynb #6c58781d
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
 from .manifest import Item, write_manifest
-from ..volumes.files import digest, write_json
+from ..volumes.files import InputError, digest, write_json
 from ..volumes.many import start_method
 from ..volumes.phantom import abdomen
 from ..volumes.write import write_labels, write_volume
@@ -69,7 +70,9 @@ def make_cohort(
 def mapper(workers: int):
     "`map`, spread over processes if there are to be more than one."
     if workers < 2: yield map; return
-    with ProcessPoolExecutor(workers, mp_context=start_method()) as pool: yield pool.map
+    try:
+        with ProcessPoolExecutor(workers, mp_context=start_method()) as pool: yield pool.map
+    except BrokenProcessPool: raise InputError("worker_killed", "workers", "processes", "one that was killed, most probably for its memory", "processes that live", "use fewer workers, or more memory") from None
 
 def is_phantom(
     manifest: str | Path,  # of a cohort

@@ -123,7 +123,7 @@ def fetch(
 def _place(file: Path, part: Path, source: Source):
     "A downloaded file into the set: unpacked, or as it is."
     if source.unpack: extract(file, part/file.name.split(".")[0], int(source.most_unpacked_gb*1e9))
-    else: shutil.copy(file, part/file.name)
+    else: shutil.copyfile(file, part/file.name)
 
 def _told(name: str, source: Source, got: list[Path]) -> dict:
     "What was taken from where."

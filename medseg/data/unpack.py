@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..volumes.files import InputError, one_line
+from ..volumes.files import InputError, one_line, where_supported
 
 # %% ../../nbs/2_data/08_unpack.ipynb #a566d58b
 def safe_member(
@@ -80,7 +80,7 @@ def extract(
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}.", suffix=".part", dir=folder.parent))
     try:
         _fill(archive, new, most_bytes, most_files)
-        os.chmod(new, 0o755)
+        with where_supported(): os.chmod(new, 0o755)
         os.rename(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

@@ -89,7 +89,8 @@ def patch(folder: Path):
 # %% ../../nbs/6_log/04d_assets.ipynb #4577f6bf
 def assets_home() -> Path:
     "The folder of the user that keeps the viewer's program."
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"medseg"/"viewer"
+    try: return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"medseg"/"viewer"
+    except RuntimeError: raise InputError("home_unknown", "HOME", "environment", "no home of this user", "a folder that keeps the viewer's program", "set HOME or XDG_CACHE_HOME") from None
 
 def installed_extension() -> Path:
     "Where pip has put the extension that itkwidgets speaks to."

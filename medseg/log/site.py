@@ -33,7 +33,7 @@ from .page import RUN_CSS, run_page
 from .record import find_runs, page_name, read_run
 from .theme import SITE_CSS, WORKER, guard, settings
 from .uses import part_map
-from ..volumes.files import InputError, write_text
+from ..volumes.files import InputError, write_text, where_supported
 
 # %% ../../nbs/6_log/03_site.ipynb #9c9cfc08
 def quarto_for_nbs(
@@ -229,7 +229,8 @@ def say_why_no_picture(path: str, page: Page):
 def _place(new: Path, out: Path):
     "Give a finished site its name; what mkdocs adds for servers only is left out."
     for extra in ("404.html", "sitemap.xml", "sitemap.xml.gz"): (new/extra).unlink(missing_ok=True)
-    (new/".medseg-site").touch(); new.chmod(0o755)
+    (new/".medseg-site").touch()
+    with where_supported(): new.chmod(0o755)
     shutil.rmtree(out, ignore_errors=True); new.rename(out)
 
 # %% ../../nbs/6_log/03_site.ipynb #d3406a53
