@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from medseg.data.manifest import read_manifest
+from medseg.data.manifest import data_digest, read_manifest
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import load_scan, load_sides, scale_ct
 from medseg.log.runs import finish_run, resume_run, start_run
@@ -41,7 +41,7 @@ from medseg.translate.alarm import Watch, looks, made
 from medseg.translate.causes import RECIPES, short_training
 from medseg.translate.calibration import judged_by_answers
 from medseg.translate.scores import body_mask, hidden_ct
-from medseg.volumes.files import digest, read_rows
+from medseg.volumes.files import read_rows
 
 # %% [markdown]
 # ## Config
@@ -104,7 +104,7 @@ for recipe, s in config.plan:
 rows = read_rows(run.folder/"rows.jsonl")
 table = [{k: v for k, v in r.items() if k != "kind"} for r in rows if r["kind"] == "training"]
 result = finish_run(run, headline={"trainings": len(table), "made to collapse": sum(bool(r["cause"]) for r in table)}, table=table, cost=dict(updates=steps*len(table)), data="phantom",
-                    data_digest=digest(*[i.image for i in train + validation]), notes=["All scans are phantoms: nothing here is a claim about patients."])
+                    data_digest=data_digest(train + validation), notes=["All scans are phantoms: nothing here is a claim about patients."])
 
 # %% [markdown]
 # ## Conclusion

@@ -46,7 +46,7 @@ from time import process_time
 import numpy as np
 from matplotlib.figure import Figure
 
-from medseg.data.manifest import read_manifest, split_items
+from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
@@ -63,10 +63,11 @@ from medseg.translate.scores import hidden_ct, masked_mae
 from medseg.translate.settings import Settings
 from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.translate.surface import surface_error
-from medseg.volumes.files import InputError, digest, plain
+from medseg.volumes.files import InputError, plain
 from medseg.volumes.read import read_volume
 from medseg.volumes.vertebra import BONE
 from medseg.volumes.volume import Volume
+
 
 # %% [markdown]
 # ## Config
@@ -188,7 +189,7 @@ found = {f"{kind} {k}": round(float(np.nanmean([r[k] for r in doubts if r["votes
 headline = {f"{k} {d:g}-D": round(band[k][d][1], 4) for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm") for d in kinds} | {k: says[k] for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm")}
 sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[1]:.3g} ({b[0]:.3g} to {b[2]:.3g})" for d, b in band[k].items()) + f". {says[k]}." for k, label in (scores | dict(bend_agreement="agreement of bends")).items()]
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + sentences + ["Doubt of the bone mask, means over dimensions and people: " + ", ".join(f"{k} {v:g}" for k, v in found.items()) + "; chance is 0.5 for found and 0 for gain."]
-result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), training_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=digest(*[item.image for item in train + test]), notes=notes + [config.note]*bool(config.note))
+result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), training_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=data_digest(train + test), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

@@ -62,7 +62,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import set_num_threads
 
-from medseg.data.manifest import read_manifest, split_items
+from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
@@ -74,7 +74,8 @@ from medseg.translate.settings import Settings
 from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.translate.terms import weight_of
 from medseg.translate.trial import Plan, compare, draws_digest, examine, noted, on_par, read_testers
-from medseg.volumes.files import digest, write_json
+from medseg.volumes.files import write_json
+
 
 # %% [markdown]
 # ## Config
@@ -164,6 +165,7 @@ pairs = [dict(one=i, two=j, **compare(plans[i], plans[j], rows_of[i], rows_of[j]
 for pair in pairs: run.row("pair", pair)
 for e in effects: print(sentence(e))
 
+
 # %% [markdown]
 # ## Artefacts
 
@@ -217,7 +219,7 @@ notes = ["All scans are phantoms: nothing here is a claim about patients.",
          *[sentence(e) for e in effects if e["score"] in ("mae_hu", "bone_dice", "effective", "pairing")],
          f"Of {len(pairs)} pairs of cells {sum(len(p['differ']) == 1 for p in pairs)} differ in one thing. Of the others no single cause can be named; cells that differ in all: {next(p['says'] for p in pairs if len(p['differ']) == len(config.factors))}."]
 notes += [f"{len(config.every_seed)} seeds are fewer than 3: read nothing from this."]*(len(config.every_seed) < 3)
-result = finish_run(run, headline, table, dict(updates=steps*len(jobs), trainings=len(jobs), volumes=sum(2*steps*plans[k].draw.batch for _, k in jobs)), data="phantom", data_digest=digest(*[t.image for t in read_manifest(cohort)]), notes=notes + [note]*bool(note))
+result = finish_run(run, headline, table, dict(updates=steps*len(jobs), trainings=len(jobs), volumes=sum(2*steps*plans[k].draw.batch for _, k in jobs)), data="phantom", data_digest=data_digest(read_manifest(cohort)), notes=notes + [note]*bool(note))
 
 # %% [markdown]
 # ## Conclusion

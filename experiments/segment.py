@@ -44,14 +44,13 @@ from medseg.data.augment import Augment, augment
 from medseg.data.cache import kept_case
 from medseg.data.cohort import is_phantom, make_cohort
 from medseg.data.datasets import Draw, align_labels, batches, load_case
-from medseg.data.manifest import item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
+from medseg.data.manifest import data_digest, item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.runs import finish_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, keep_largest, predict, save_model, usual_parts
 from medseg.segment.report import best_slice, dice_figure, overlay_figure
 from medseg.train.loop import fit, seed_everything
-from medseg.volumes.files import digest
 from medseg.volumes.read import read_volume
 from medseg.volumes.write import write_labels
 
@@ -151,10 +150,9 @@ notes = ["All scans are phantoms: nothing here is a claim about patients."] if p
     f"Tested on {len(subjects(test))} subject(s), trained on {len(subjects(train))}: this proves plumbing, not accuracy.",
     "Labels are taken as given; labels that a model made are not ground truth."]
 notes.append("Means run over the scans that hold the class; false ml is what was marked apart from any label, in all.")
-files = [Path(f) for i in train + test for f in (i.image, i.label) if Path(f).is_file()]
 result = finish_run(run, headline=headline | {"test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps, slabs=config.steps*config.batch, parameters=sum(p.numel() for p in net.parameters())),
-                    data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
+                    data="phantom" if phantom else "real", data_digest=data_digest(train + test), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

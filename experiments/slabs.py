@@ -36,7 +36,6 @@ out = ""                # folder of the run; "" makes runs/slabs-<time>
 
 # %%
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from time import process_time
 
 import numpy as np
@@ -45,7 +44,7 @@ from matplotlib.figure import Figure
 from medseg.data.augment import Augment, augment
 from medseg.data.cohort import make_cohort
 from medseg.data.datasets import Draw, align_labels, batches, load_case
-from medseg.data.manifest import parse_label_values, read_manifest, select_classes, split_items, subjects
+from medseg.data.manifest import data_digest, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.compare import compare
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
 from medseg.segment.losses import dice_ce
@@ -54,7 +53,7 @@ from medseg.segment.predict import Recipe, load_model, predict, save_model
 from medseg.segment.report import best_slice, mark_empty, overlay_figure
 from medseg.train.bands import bands
 from medseg.train.loop import fit, seed_everything
-from medseg.volumes.files import digest, write_json
+from medseg.volumes.files import write_json
 from medseg.volumes.read import read_volume
 
 # %% [markdown]
@@ -174,10 +173,9 @@ kinds = config.class_names.split(",")
 means = {title: class_means([r for r in named if r["cell"] == title]) for title in titles.values()}
 mean = {f"{c} dice, {title}": round(means[title][c]["dice"], 4) for c in kinds for title in means}
 empty = {f"{c}, empty trainings": sum(f.split(",")[0] == c for f in failed) for c in kinds}
-files = [Path(f) for i in train + test for f in (i.image, i.label)]
 result = finish_run(run, headline=mean | empty | {"trainings": len(done), "seeds": len(config.repeats), "test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps*len(done), trainings=len(done), wall_s=round(sum(one["train_s"] for one in done.values()), 1), parameters=max(one["parameters"] for one in done.values())),
-                    data="phantom", data_digest=digest(*files), notes=notes)
+                    data="phantom", data_digest=data_digest(train + test), notes=notes)
 
 # %% [markdown]
 # ## Conclusion

@@ -45,7 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from medseg.data.manifest import read_manifest, split_items
+from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, draw_record, load_sides, make_patch, make_scan, unpaired_batches, unscale_ct
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
@@ -57,7 +57,7 @@ from medseg.translate.predict import load_translator, save_translator
 from medseg.translate.settings import Settings
 from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.translate.trial import Plan, Tester, alike, changed, examine, read_testers, same_person, shows_sameness
-from medseg.volumes.files import digest, write_json
+from medseg.volumes.files import write_json
 from medseg.volumes.volume import Volume
 
 # %% [markdown]
@@ -308,7 +308,7 @@ reproduced = [v["claim"] for v in causes if v["symptom"] == "yes" and v["status"
 headline["outputs that are all alike come from every seed with"] = "; ".join(reproduced) or "nothing"
 notes = ["All scans are phantoms and all trainings short: nothing here is a claim about patients.", f"The audit of losses says of the stored form: {said}", f"Things that differ between B35 and B39 as the note ran them: {', '.join(changed(plans['B35'], plans['B39 stored'].but(one_backward=False)))}; no single cause can be named."]
 notes += [f"{len(config.every_seed)} seeds are fewer than 3: no two models are compared."]*few
-result = finish_run(run, headline, verdicts, dict(updates=total, trainings=len(jobs)), data="phantom", data_digest=digest(*[t.image for t in read_manifest(cohort)]), notes=notes + [note]*bool(note))
+result = finish_run(run, headline, verdicts, dict(updates=total, trainings=len(jobs)), data="phantom", data_digest=data_digest(read_manifest(cohort)), notes=notes + [note]*bool(note))
 
 # %% [markdown]
 # ## Conclusion

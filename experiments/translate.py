@@ -85,7 +85,7 @@ from time import perf_counter
 import numpy as np
 
 from medseg.data.cohort import is_phantom
-from medseg.data.manifest import hold_validation, item_names, read_manifest, split_items, subjects
+from medseg.data.manifest import data_digest, hold_validation, item_names, read_manifest, split_items, subjects
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_scan, load_sides, make_scan, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
@@ -99,7 +99,7 @@ from medseg.translate.settings import Settings
 from medseg.translate.state import load_state, save_state
 from medseg.translate.step import CycleGAN
 from medseg.translate.terms import weight_of
-from medseg.volumes.files import InputError, digest
+from medseg.volumes.files import InputError
 from medseg.volumes.read import read_volume
 from medseg.volumes.resample import resample_to
 from medseg.volumes.vertebra import BONE
@@ -248,10 +248,9 @@ if settings.perceptual and not settings.vgg: notes.append("The perceptual loss u
 for a in monitor.memory["alarms"]:
     run.row("alarm", a)
     notes.append(f"Alarm after {a['step']} steps: {'; '.join(a['reasons'])}. What was done: {a['action'].replace('_', ' ')}.")
-files = [file for item in train + validation + test for file in (item.image, item.truth) if file and file.is_file()]
 result = finish_run(run, headline={k.replace("_", " "): v for k, v in mean.items()} | {"test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=model.done, volumes=2*model.done*config.batch, wall_s=round(perf_counter() - began, 1), parameters=sum(p.numel() for net in model.networks.values() for p in net.parameters())),
-                    data="phantom" if phantom else "real", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
+                    data="phantom" if phantom else "real", data_digest=data_digest(train + validation + test), notes=notes + [config.note]*bool(config.note))
 
 # %% [markdown]
 # ## Conclusion

@@ -79,11 +79,19 @@ def _threshold(thumb: np.ndarray) -> float:
     mean = np.cumsum(count*edge[:-1])/count.sum()
     return float(edge[((mean[-1]*share - mean)**2/np.maximum(share*(1 - share), 1e-9)).argmax() + 1])
 
-def _inside(thumb: np.ndarray) -> tuple:
+def _body(thumb: np.ndarray, fine: bool) -> np.ndarray:
+    "What is no air. Small scans are MR as a rule, much of it dark; smoothed, it is still brighter than air."
+    if fine: return binary_opening(gaussian_filter(thumb, 1.) > .5*_threshold(thumb))
+    return binary_opening(thumb > _threshold(thumb))
+
+def _inside(
+    look: tuple,  # of `Fingerprint.looks`
+    fine: bool,   # the look on the fine grid
+) -> tuple:
     "Detail inside the body, 0 elsewhere; where that is; and the indices of up to 8,000 voxels of it, evenly spread."
-    thumb = thumb.astype(np.float32)
+    thumb = look[0].astype(np.float32)
     if not thumb.size: return thumb, thumb > 0, np.zeros((0, 3), int)
-    body = binary_erosion(_body(thumb), iterations=2, border_value=1)
+    body = binary_erosion(_body(thumb, fine), iterations=2, border_value=1)
     at = np.argwhere(body)
     if len(at) < 50: return np.zeros_like(thumb), body, at
     low, high = np.percentile(thumb[body], (2, 98))
@@ -92,9 +100,7 @@ def _inside(thumb: np.ndarray) -> tuple:
     fine, slow = (gaussian_filter(grey, s)/np.maximum(gaussian_filter(weight, s), 1e-3) for s in (1., 4.))
     return (fine - slow)*weight, body, at[::-(-len(at)//8000)]
 
-def _body(thumb: np.ndarray) -> np.ndarray:
-    "What is no air. In an MR much of the body is dark: smoothed, it is still brighter than air."
-    return binary_opening(gaussian_filter(thumb, 1.) > .5*_threshold(thumb))
+def _insides(f: Fingerprint) -> list: return [_inside(look, fine) for look, fine in zip(f.looks, (False, True))]
 
 # %% ../../nbs/2_data/07a_related.ipynb #31051fd1
 def _shared(a: tuple, b: tuple, matrix: np.ndarray, shift: np.ndarray, every: int = 1) -> tuple:
@@ -130,7 +136,7 @@ LINK = .4       # evidence from which two scans are called relatives
 
 def compare(
     f: Fingerprint, g: Fingerprint,
-    inside_f: list, inside_g: list,  # of `_inside`, for each look
+    inside_f: list, inside_g: list,  # from `_insides`
 ) -> tuple:  # evidence in [0, 1]; matrix (3, 3) from thumbnail `f` to `g`, None where there was no second look
     "How sure it is that two scans are relatives."
     if f.values == g.values: return 1., np.eye(3)
@@ -181,7 +187,7 @@ def kind_of_link(
 # %% ../../nbs/2_data/07a_related.ipynb #f3087c6c
 _held = []   # (fingerprint, inside) of every scan, in each process
 
-def _hold(prints: list): _held[:] = [(f, [_inside(thumb) for thumb, *_ in f.looks]) for f in prints]
+def _hold(prints: list): _held[:] = [(f, _insides(f)) for f in prints]
 
 def _row(i: int) -> list:
     "Evidence and kind of scan `i` against those before it; only pairs that got a second look."
