@@ -167,7 +167,7 @@ def rows_of(folder, *kinds): return [r for r in read_rows(folder/"rows.jsonl") i
 
 def test_the_experiment_is_stopped_by_its_alarm_and_resumes(tmp_path):
     "A training with far too large steps collapses; the run says so. Killed on the way, it gives the same rows."
-    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 4, spacing_mr=(5., 5., 5.), spacing_ct=(5., 5., 5.), extent_mm=(60., 60., 60.), workers=1)
+    cohort = make_spine_cohort(tmp_path/"spines", 2, 2, 1, spacing_mr=(5., 5., 5.), spacing_ct=(5., 5., 5.), extent_mm=(60., 60., 60.), workers=1, validation=4)
     words = ["run", "translate", "-p", "manifest", cohort, "-p", "spacing_mm", 5, "-p", "patch", 12, "-p", "steps", 24, "-p", "threads", 1, "-p", "save_every", 4, "-p", "alarm_every", 3,
              "-p", "alarm", "stop", "-p", "residual", "true", "-p", "lr", .06, "-p", "cycle", 0, "-p", "identity", 0]
     done = medseg(*words, "--out", "whole", cwd=tmp_path)

@@ -37,15 +37,24 @@ def test_identity_network_gives_the_scan_back_whatever_the_patch():
         assert abs(back - scan).max() < 1e-6
 
 
-def test_a_scan_comes_home(pair):
-    "Orientation, oblique affine, thick slices: the CT lies on the very grid of the MR, and shows the same."
-    mr, _ = pair
-    whole = np.rint(unscale_ct(scale_mr(mr.voxels))).astype(np.int16)
+def comes_home(mr, whole):
+    "Whatever way the MR is stored, the CT lies on its very grid and shows the same in the same places."
     turn = np.eye(4); turn[:2, :2] = [[np.cos(.2), -np.sin(.2)], [np.sin(.2), np.cos(.2)]]
     for v in [reorient(mr, c) for c in ORIENTATIONS[::7]] + [Volume(mr.voxels, turn @ mr.affine)]:
         made, _ = translate_scan(Same(), TranslateRecipe(), v, (16, 16, 16), .5)
         assert made.shape == v.shape and np.array_equal(made.affine, v.affine)
-        assert abs(reorient(made, "RAS").voxels.astype(int) - whole).max() <= 1 or v.axcodes != mr.axcodes
+        assert abs(reorient(made, mr.axcodes).voxels.astype(int) - whole).max() <= 1
+
+
+def test_a_scan_comes_home(pair, monkeypatch):
+    "Orientation, oblique affine, thick slices. Two sides are of one length: voxels whose axes are exchanged would fit, and are found."
+    mr, _ = pair
+    whole = np.rint(unscale_ct(scale_mr(mr.voxels))).astype(np.int16)
+    comes_home(mr, whole)
+    for wrong in (lambda v: v.swapaxes(0, 1), lambda v: v[::-1], lambda v: v[:, :, ::-1]):
+        with monkeypatch.context() as patched:
+            patched.setattr("medseg.translate.predict._home", lambda made, scan, wrong=wrong: Volume(reorient(Volume(wrong(made.voxels), made.affine), scan.axcodes).voxels, scan.affine))
+            with pytest.raises(AssertionError): comes_home(mr, whole)
     coarse, _ = translate_scan(Same(), TranslateRecipe(spacing_mm=6.), mr, (16, 16, 16))
     assert coarse.shape == mr.shape and np.array_equal(coarse.affine, mr.affine)
     assert np.corrcoef(coarse.voxels.ravel(), whole.ravel())[0, 1] > .8

@@ -51,11 +51,11 @@ def test_a_run_leaves_a_whole_record(finished, cohort):
     assert {r["subject"] for r in told["table"]} == {"spine_1000", "spine_1001"}
     assert all({"mae_hu", "ms_ssim", "bone_mae_hu", "bone_dice", "map_mae_hu", "identity_mae_hu", "seam"} <= set(r) for r in told["table"])
     made = sorted(p.name for p in (folder/"made").iterdir())
-    assert made == ["spine_1000_mr_ct.nii.gz", "spine_1001_mr_ct.nii.gz"], "a made CT is named after its MR"
+    assert made == ["spine_1000_ct.nii.gz", "spine_1001_ct.nii.gz"], "a made CT is named after its person"
     mr, ct = read_volume(cohort.parent/"mr"/"spine_1000_mr.nii.gz"), read_volume(folder/"made"/made[0])
     assert ct.shape == mr.shape and np.array_equal(ct.affine, mr.affine) and ct.voxels.dtype == np.int16
     captions = json.loads((folder/"figures"/"captions.json").read_text())
-    assert "spine_1000" in captions["step_000002_seed_0.png"] and "seed 0" in captions["step_000002_seed_0.png"], "saved images say who, which seed, which step"
+    assert "spine_0000, spine_0001 (training people)" in captions["step_000002_seed_0.png"] and "seed 0" in captions["step_000002_seed_0.png"], "pictures on the way say who, which seed, which step, and show nobody of the test"
     assert [p.name for p in (folder/"models").iterdir()] == ["step_000002.safetensors"]
 
 
@@ -158,8 +158,10 @@ def test_translate_names_after_the_input(finished, cohort, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["scan"] == "spine_1001_mr_ct.nii.gz" and told["unit"] == "HU" and told["range"] == [-1000., 2000.]
-    apart = read_volume(tmp_path/told["scan"]).voxels.astype(int) - read_volume(folder/"made"/told["scan"]).voxels
+    apart = read_volume(tmp_path/told["scan"]).voxels.astype(int) - read_volume(folder/"made"/"spine_1001_ct.nii.gz").voxels
     assert np.abs(apart).max() <= 1, "the command gives what the run gave, but for the rounding of another order of sums"
+    again = medseg("translate", folder/"model.safetensors", mr, cwd=tmp_path)
+    assert again.returncode == 1 and "name the result with -o" in again.stderr, "what was not named is not written over"
     for words, told in ((["translate", mr, mr], "safetensors file"), (["translate", folder/"rows.jsonl", mr], "safetensors file"), (["translate", folder/"model.safetensors", tmp_path/"none.nii"], "none.nii")):
         bad = medseg(*words, cwd=tmp_path)
         assert bad.returncode == 1 and told in bad.stderr and len(bad.stderr.splitlines()) == 1, bad.stderr

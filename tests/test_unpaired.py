@@ -32,7 +32,7 @@ def cohort(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sides(cohort): return load_sides(split_items(read_manifest(cohort))[0])
+def sides(cohort): return load_sides(split_items(read_manifest(cohort))[0], 5.)
 
 
 EVERYTHING = PatchDraw((12, 10, 14), batch=2, seed=3, turn_sd=10., noise_sd=(.01, .05, .1), noise_mean=.1, flip=True, elastic=3., contrast=.1)
