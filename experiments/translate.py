@@ -211,9 +211,9 @@ save_translator(run.folder/"model.safetensors", model.translator(), recipe, dict
 
 # %%
 def scored(scan, made, answer): # the scores, and the true CT on the grid of the made one
-    real, mask = placed(answer[0], made)
     seen = make_scan("", answer[0], "CT", common_mm).voxels
-    if (twin := next((s.name for s in ct if np.array_equal(s.voxels, seen)), "")): raise ValueError(f"it is the CT of {twin}, which was trained on")
+    if twin := next((s.name for s in ct if np.array_equal(s.voxels, seen)), ""): raise ValueError(f"its true CT is the CT of {twin}, which was trained on")
+    real, mask = placed(answer[0], made)
     bone = np.isin(resample_to(answer[1], made, labels=True).voxels, BONE) if answer[1] else None
     found, table_ct = score_ct(made, real, mask, bone), best_intensity_map(scan, real, mask).apply(scan)
     found |= {f"map_{k}": v for k, v in score_ct(table_ct, real, mask, bone).items() if k in ("mae_hu", "bone_mae_hu")}

@@ -181,7 +181,7 @@ def test_true_ct_are_opened_after_training_and_scored(field_run):
     assert [who for who, r in rows.items() if np.isfinite(r.get("mae_hu", np.nan))] == ["t/1", "t_1"]
     assert all(r["map_mae_hu"] < 150 for who, r in rows.items() if "mae_hu" in r), "placed by its affine, a table comes near it"
     notes = " ".join(told["notes"])
-    assert "CT of c0, which was trained on" in notes and "check their affines" in notes and "2 of 5 test scans" in notes
+    assert "CT of c0, which was trained on" in notes and "check their affines" in notes and "2 of 5 test scans" in notes, told["notes"]
 
 
 def test_every_made_ct_is_there_and_belongs_to_its_person(field_run):
