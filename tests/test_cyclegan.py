@@ -39,7 +39,7 @@ def gradients(s, batch=2):
     "All gradients of one step in double precision, the running averages, and the values."
     model = CycleGAN(s)
     for net in model.networks.values(): net.double()
-    if model.terms.vgg: model.terms.vgg = Perceptual(share=.06, width=4, thin=12).double()
+    if model.terms.vgg: model.terms.vgg = Perceptual("random", share=.06, width=4, thin=12).double()
     volumes = dict(zip(("mr", "ct"), (x.double() for x in blobs(0, 12, batch))))
     fakes, values = generator_gradients(model, volumes)
     assert all(p.grad is None for net in model.judges for p in net.parameters()), "the discriminators were taught in the generators' step"
@@ -107,7 +107,7 @@ def test_every_generator_norm_and_loss_trains(kind, norm):
     width = 3 if kind.startswith("resnet") else 2
     s = replace(SMALL, generator=kind, width=width, norm=norm, steps=2, share=.06, patches=16, **ALL)
     model = CycleGAN(s)
-    model.terms.vgg = Perceptual(share=.06, width=4, thin=12)
+    model.terms.vgg = Perceptual("random", share=.06, width=4, thin=12)
     before = {name: [p.clone() for p in net.parameters()] for name, net in model.networks.items()}
     rows = list(fit_cyclegan(model, batches(0, 2, 12)))  # the first step audits each loss alone
     assert len(rows) == 2 and all(np.isfinite(v) for row in rows for v in row.values())

@@ -146,7 +146,7 @@ def test_a_whole_step_with_adam_and_pools_stays_below_the_bill():
     with LiveBytes() as live:
         model = CycleGAN(s)
         for _ in range(2): model.step(mr, ct)
-    assert live.peak == pytest.approx(sum(bill.values()), rel=.02)
+    assert live.peak == pytest.approx(sum(n for kind, n in bill.items() if kind != "audit"), rel=.02)
 
 
 @pytest.mark.parametrize("how", [dict(perceptual=1., contrast=1.), dict(spectral=True, disc_spectral=True, norm="batch"), dict(generator="unet_old")], ids=str)

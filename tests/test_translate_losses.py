@@ -24,7 +24,7 @@ def randoms(*shape, seed=0):
     return (.4*torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).clamp(-.95, .95)
 
 
-tiny_look = Perceptual(width=2, layers=("relu1_1", "relu2_1"), thin=4, chunk=.004).double()
+tiny_look = Perceptual("random", width=2, layers=("relu1_1", "relu2_1"), thin=4, chunk=.004).double()
 torch.manual_seed(0)
 tiny_contrast = PatchContrast([1], width=4, patches=9).double()
 LOSSES = {
@@ -66,7 +66,7 @@ def test_an_audit_by_order_catches_a_loss_of_the_first_volume_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_single(dtype):
     a, b = randoms(1, 1, 24, 24, 24).to(dtype), randoms(1, 1, 24, 24, 24, seed=1).to(dtype)
-    for loss in (l1, gradient_consistency, mutual_information, lambda a, b: shape_loss(a, b > 0), Perceptual(width=4), lambda a, b: adversarial("hinge").real([a])):
+    for loss in (l1, gradient_consistency, mutual_information, lambda a, b: shape_loss(a, b > 0), Perceptual("random", width=4), lambda a, b: adversarial("hinge").real([a])):
         half, single = loss(a, b), loss(a.float(), b.float())
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, single, rtol=1e-3, atol=1e-4)
@@ -114,7 +114,7 @@ def slopes(loss, a, b, both=True):
 @pytest.mark.parametrize("both", [True, False])
 @pytest.mark.parametrize("shape", [(17, 20, 18), (33, 24, 12)])
 def test_perceptual_slopes_equal_the_naive_ones(shape, both):
-    look, a, b = Perceptual(width=8, chunk=.07), randoms(2, 1, *shape).float(), randoms(2, 1, *shape, seed=1).float()
+    look, a, b = Perceptual("random", width=8, chunk=.07), randoms(2, 1, *shape).float(), randoms(2, 1, *shape, seed=1).float()
     assert len(look.plan(a.shape)) > 6
     for ours, theirs in zip(slopes(look, a, b, both), slopes(lambda a, b: all_at_once(look, a, b), a, b, both)):
         assert (ours - theirs).abs().max() <= 1e-5*theirs.abs().max()
@@ -130,7 +130,7 @@ def peak(loss, slices, across):
 
 @pytest.mark.parametrize("across", [64, 96])
 def test_perceptual_memory_is_flat_from_48_to_192_slices(across):
-    look = Perceptual().to("meta")
+    look = Perceptual("random").to("meta")
     ours = [peak(look, n, across) for n in (48, 60, 96, 192)]
     assert max(ours) <= 1.1*min(ours), ours
     assert peak(lambda a, b: all_at_once(look, a, b), 48, across) > 2*max(ours)
@@ -138,7 +138,7 @@ def test_perceptual_memory_is_flat_from_48_to_192_slices(across):
 
 def test_beside_the_volumes_perceptual_memory_does_not_grow_at_all():
     "At the spine note's size, 256 x 128 in plane; two volumes and one slope are taken off."
-    look = Perceptual().to("meta")
+    look = Perceptual("random").to("meta")
     own = []
     for slices in (48, 192):
         with LiveBytes() as count:
@@ -151,8 +151,8 @@ def test_beside_the_volumes_perceptual_memory_does_not_grow_at_all():
 def test_sampled_slices_are_unbiased():
     a, b = randoms(1, 1, 19, 23, 16), randoms(1, 1, 19, 23, 16, seed=1)
     b[:, :, :, 10:] = a[:, :, :, 10:]   # one half differs, the other does not: a wrong draw would show
-    whole = Perceptual(width=4).double()(a, b).item()
-    sampled = Perceptual(width=4, share=.2).double()
+    whole = Perceptual("random", width=4).double()(a, b).item()
+    sampled = Perceptual("random", width=4, share=.2).double()
     draws = np.array([sampled(a, b, step).item() for step in range(300)])
     assert draws.std() > .01*whole
     assert abs(draws.mean() - whole) < 3.5*draws.std()/len(draws)**.5
@@ -162,7 +162,7 @@ def test_sampled_slices_are_unbiased():
 
 def test_perceptual_skips_the_strips_of_twelve_slices():
     a, b = randoms(1, 1, 40, 36, 12).float(), randoms(1, 1, 40, 36, 12, seed=1).float()
-    look = Perceptual(width=4)
+    look = Perceptual("random", width=4)
     assert {axis for _, axis, _, _ in look.plan(a.shape)} == {2}
     value, slope, _ = slopes(look, a, b)
     assert value.isfinite().all() and (slope != 0).float().mean() > .9
@@ -171,10 +171,10 @@ def test_perceptual_skips_the_strips_of_twelve_slices():
 
 def test_perceptual_can_be_kept_for_two_backward_passes():
     a, b = randoms(1, 1, 17, 18, 19).float().requires_grad_(), randoms(1, 1, 17, 18, 19, seed=1).float()
-    value = Perceptual(width=4)(a, b).sum()
+    value = Perceptual("random", width=4)(a, b).sum()
     once, twice = (torch.autograd.grad(value, a, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, twice)
-    with torch.no_grad(): assert torch.equal(Perceptual(width=4)(a, b).sum(), value)
+    with torch.no_grad(): assert torch.equal(Perceptual("random", width=4)(a, b).sum(), value)
 
 
 # outline
@@ -198,7 +198,7 @@ class WithArrays:
 
 class WithItself:
     "The spine note's perceptual loss in kind: early features detached, deep ones compared with themselves."
-    def __init__(self): self.look = Perceptual(width=4, layers=("relu1_2", "relu2_2"), thin=8)
+    def __init__(self): self.look = Perceptual("random", width=4, layers=("relu1_2", "relu2_2"), thin=8)
     def __call__(self, cycled, real):
         early, deep = self.look.features(cycled[:, 0].flatten(0, 1)[:, None])
         with torch.no_grad(): target = self.look.features(real[:, 0].flatten(0, 1)[:, None])[0]
@@ -223,7 +223,7 @@ def cycle():
 
 FORMS = {
     "gradient_consistency": (WithArrays(), gradient_consistency),
-    "perceptual": (WithItself(), Perceptual(width=4, thin=8)),
+    "perceptual": (WithItself(), Perceptual("random", width=4, thin=8)),
     "information": (HistogramOfArrays(), mutual_information),
 }
 
@@ -249,7 +249,7 @@ def test_all_terms_pass_the_audit_with_spectral_networks(kind):
     mr, ct, game = randoms(2, 1, 16, 16, 16).float(), randoms(2, 1, 16, 16, 16, seed=1).float(), adversarial(kind)
     mr2ct, disc_ct = nets.values()
     contrast = PatchContrast([f.shape[1] for f in mr2ct.features(mr)], patches=32)
-    look, nets["heads"] = Perceptual(width=4, thin=8), contrast
+    look, nets["heads"] = Perceptual("random", width=4, thin=8), contrast
     terms = dict(
         fool=lambda: game.fool(disc_ct(mr2ct(mr))), identity=lambda: 5*l1(mr2ct(ct), ct), judge=lambda: game.real(disc_ct(ct)) + game.fake(disc_ct(mr2ct(mr).detach())),
         gradient=lambda: gradient_consistency(mr2ct(mr), mr), signed=lambda: gradient_consistency(mr2ct(mr), mr, signed=True), perceptual=lambda: look(mr2ct(mr), mr),
@@ -317,7 +317,7 @@ def test_losses_take_what_mixed_precision_makes():
     half = [randoms(1, 3, 4, 4, 4).bfloat16(), randoms(1, 3, 4, 4, 4, seed=1).bfloat16().requires_grad_()]
     PatchContrast([3], width=4)([half[0]], [half[1]], 0).sum().backward()
     a, b = randoms(1, 1, 18, 18, 18).bfloat16().requires_grad_(), randoms(1, 1, 18, 18, 18, seed=1).float()
-    with torch.autocast("cpu", torch.bfloat16): value = Perceptual(width=4)(a, b)
+    with torch.autocast("cpu", torch.bfloat16): value = Perceptual("random", width=4)(a, b)
     value.sum().backward()
     assert value.dtype == torch.float32 and a.grad.isfinite().all() and half[1].grad.isfinite().all()
 

@@ -48,7 +48,7 @@ class Terms:
     ):
         self.s, self.networks = s, networks
         self.adversarial, self.vgg = adversarial(s.adversarial_kind), None
-        if s.perceptual: self.vgg = Perceptual(s.vgg, s.seed, share=s.share).to(device)
+        if s.perceptual: self.vgg = Perceptual(s.vgg or "random", s.seed, share=s.share).to(device)
 
     def ask(self, name, x): return ask(self.networks[name], x, self.s.amp)
 
