@@ -43,12 +43,12 @@ from pathlib import Path
 from medseg.data.augment import Augment, augment
 from medseg.data.cache import kept_case
 from medseg.data.cohort import is_phantom, make_cohort
-from medseg.data.datasets import Draw, align_labels, batches, load_case
+from medseg.data.datasets import Draw, align_labels, batches, load_case, read_scan
 from medseg.data.manifest import data_digest, item_name, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.runs import finish_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
-from medseg.segment.predict import Recipe, keep_largest, predict, save_model, usual_parts
+from medseg.segment.predict import Recipe, keep_largest, predict, save_model, trained_on, usual_parts
 from medseg.segment.report import best_slice, dice_figure, overlay_figure
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.read import read_volume
@@ -118,7 +118,7 @@ net = recipe.net()
 slabs = ((*(augment(x, y, Augment(), (config.seed, step)) if config.augmented else (x, y)), who)
          for step, (x, y, who) in enumerate(batches(cases, draw, config.steps)))
 for row in fit(net, slabs, dice_ce, config.steps, config.lr): run.row("train", dict(row, steps=config.steps))
-checkpoint = save_model(run.folder/"model.safetensors", net.eval(), recipe, dict(run=config.name, seed=config.seed, step=config.steps))
+checkpoint = save_model(run.folder/"model.safetensors", net.eval(), trained_on(recipe, [i.modality for i in train]), dict(run=config.name, seed=config.seed, step=config.steps))
 
 # %% [markdown]
 # Test: subjects that were not in training. The mask is written on the scan's own grid.
@@ -126,7 +126,7 @@ checkpoint = save_model(run.folder/"model.safetensors", net.eval(), recipe, dict
 # %%
 table, shown = [], []
 for item in test:
-    scan, labels = read_volume(item.image), read_volume(item.label, role="labels")
+    scan, labels = read_scan(item), read_volume(item.label, role="labels")
     labels = select_classes(align_labels(scan, labels), config.groups)
     mask, dropped = keep_largest(predict(net, recipe, scan), recipe.largest)
     write_labels(run.folder/"masks"/f"{item_name(item, test)}.nii.gz", mask)

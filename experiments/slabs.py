@@ -43,13 +43,13 @@ from matplotlib.figure import Figure
 
 from medseg.data.augment import Augment, augment
 from medseg.data.cohort import make_cohort
-from medseg.data.datasets import Draw, align_labels, batches, load_case
+from medseg.data.datasets import Draw, align_labels, batches, load_case, read_scan
 from medseg.data.manifest import data_digest, parse_label_values, read_manifest, select_classes, split_items, subjects
 from medseg.log.compare import compare
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
-from medseg.segment.predict import Recipe, load_model, predict, save_model
+from medseg.segment.predict import Recipe, load_model, predict, save_model, trained_on
 from medseg.segment.report import best_slice, mark_empty, overlay_figure
 from medseg.train.bands import bands
 from medseg.train.loop import fit, seed_everything
@@ -112,10 +112,10 @@ def training(depth, target, attention, seed):
     net = recipe.net()
     slabs = ((*augment(x, y, Augment(), (seed, step)), who) for step, (x, y, who) in enumerate(batches(cases, config.draw(depth, target, seed), config.steps)))
     rows = [dict(row, training=f"{depth}, {target}, {attention}, seed {seed}") for row in fit(net, slabs, dice_ce, config.steps, config.lr)]
-    save_model(run.folder/"models"/f"{depth}_{target}_{attention}_{seed}.safetensors", net.eval(), recipe, dict(run=config.name, seed=seed, step=config.steps))
+    save_model(run.folder/"models"/f"{depth}_{target}_{attention}_{seed}.safetensors", net.eval(), trained_on(recipe, [i.modality for i in train]), dict(run=config.name, seed=seed, step=config.steps))
     seconds, table = process_time() - began, []
     for item in test:
-        scan = read_volume(item.image)
+        scan = read_scan(item)
         scores = evaluate(predict(net, recipe, scan), labels_of(item, scan), range(1, recipe.classes))
         for number, score in scores.items():
             table.append(dict(subject=item.subject, **{"class": recipe.names[int(number) - 1]}, depth=depth, target=target, attention=attention, seed=seed, z_mm=scan.spacing[2],
@@ -160,7 +160,7 @@ for ax, ((kind, slices), band) in zip(np.ravel(fig.subplots(1, len(found), squee
     ax.set_xticks(range(len(titles)), titles.values(), rotation=35, ha="right", fontsize=7); ax.set_title(f"{kind}, {slices} slices", fontsize=9); ax.tick_params(axis="y", labelsize=7)
 run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: the mean and its 95 % interval.")
 for item in (test[0], test[1]):
-    scan, shown = read_volume(item.image), []
+    scan, shown = read_scan(item), []
     for kind in config.kinds:
         net, recipe = load_model(run.folder/"models"/f"{'_'.join(map(str, kind))}_{config.repeats[0]}.safetensors")
         shown.append((titles[kind], *best_slice(scan, predict(net, recipe, scan), labels_of(item, scan))))

@@ -86,6 +86,7 @@ import numpy as np
 
 from medseg.data.cohort import is_phantom
 from medseg.data.manifest import data_digest, hold_validation, item_names, read_manifest, split_items, subjects
+from medseg.data.datasets import read_scan
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_scan, load_sides, make_scan, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
@@ -159,6 +160,12 @@ steps = config.epochs*every_pass if config.epochs else steps
 decay_from = decay_from*every_pass if config.epochs and decay_from > 1 else decay_from
 settings = Settings(**given | dict(steps=steps, decay_from=decay_from, spacing=mr[0].spacing))
 print(f"{len(mr)} MR and {len(ct)} CT of {len(subjects(train))} people to train on, {len(test)} MR of {len(subjects(test))} to test on, {steps} steps. {decides}")
+
+# %% [markdown]
+# The scans to test on are asked before the training, not after it: an MR that is a CT, or lies back to front, is no surprise worth a night.
+
+# %%
+for item in test: read_scan(item)
 
 # %% [markdown]
 # For the alarm: the middles of the validation MR, looked at every few steps, and those of the training CT, to know copies by. For the pictures on the way: validation MR, or if there are none training MR.
