@@ -49,7 +49,7 @@ from medseg.log.runs import finish_run, start_run
 from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, keep_largest, predict, save_model, trained_on, usual_parts
-from medseg.segment.report import best_slice, dice_figure, overlay_figure
+from medseg.segment.report import best_slice, dice_figure, mark_empty, overlay_figure
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.read import read_volume
 from medseg.volumes.write import write_labels
@@ -135,6 +135,7 @@ for item in test:
                           dropped_ml=dropped[int(number) - 1]))
         run.row("subject", table[-1])
     shown.append((item_name(item, test), *best_slice(scan, mask, labels)))
+failed = mark_empty(table)
 
 # %% [markdown]
 # ## Artefacts
@@ -149,6 +150,7 @@ headline = {f"{c} {word}": round(m[key], 4) for c, m in means.items()
 notes = ["All scans are phantoms: nothing here is a claim about patients."] if phantom else [
     f"Tested on {len(subjects(test))} subject(s), trained on {len(subjects(train))}: this proves plumbing, not accuracy.",
     "Labels are taken as given; labels that a model made are not ground truth."]
+notes += [f"This training failed: no test scan got a voxel of {', '.join(failed)}."]*bool(failed)
 notes.append("Means run over the scans that hold the class; false ml is what was marked apart from any label, in all.")
 result = finish_run(run, headline=headline | {"test subjects": len(subjects(test))}, table=table,
                     cost=dict(updates=config.steps, slabs=config.steps*config.batch, parameters=sum(p.numel() for p in net.parameters())),
@@ -160,5 +162,6 @@ result = finish_run(run, headline=headline | {"test subjects": len(subjects(test
 # What came is in the record, not typed here.
 
 # %%
-told = (f"{c} {m['dice']:.3f} over the {m['scans']} scans that hold it" for c, m in means.items())
+told = (f"{c} {m['dice']:.3f} over the {m['scans']} scans that hold it" + " (failed: nothing found)"*(c in failed)
+        for c, m in means.items())
 print(f"{run.folder}: mean Dice of subjects never seen:", ", ".join(told))

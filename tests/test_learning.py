@@ -60,7 +60,7 @@ def test_brightness_alone_cannot_tell_the_discs_apart():
     assert max(min(dice(bright*c, labels, k) for k in (1, 2)) for c in (1, 2)) == 0
 
 
-@pytest.mark.parametrize("attention", ["none", "channel", "spatial"])
+@pytest.mark.parametrize("attention", ["none", "channel", "spatial", "both"])
 def test_middle_slice_is_learned_with_each_attention(attention):
     torch.manual_seed(0)
     x, labels = two_discs()
