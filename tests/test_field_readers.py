@@ -235,12 +235,12 @@ def two(folder, name, one, other, turn, **more):
     return folder
 
 
-@pytest.mark.parametrize("turn", [lambda k: k % 2, lambda k: k//6, lambda k: int(k == 11)], ids=["alternating", "halves", "the last"])
 @pytest.mark.parametrize("name, one, other", [
     ("PatientID", "A", "B"), ("PatientName", "A^B", "C^D"), ("PatientBirthDate", "19500101", "19600101"), ("StudyInstanceUID", "1.2", "1.3"), ("FrameOfReferenceUID", "1.2", "1.3"), ("SeriesNumber", 1001, 1002),
     ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "AXIAL"]), ("ConvolutionKernel", "B30f", "B70f"), ("KVP", 80, 140), ("SliceThickness", 3, 5), ("RescaleType", "HU", ""),
     ("EchoTime", 10, 90), ("EchoNumbers", 1, 2), ("InversionTime", 0, 900), ("FlipAngle", 5, 30), ("TemporalPositionIdentifier", 1, 2), ("DiffusionBValue", 0., 1000.), ("Units", "BQML", "CNTS"), ("PatientPosition", "HFS", "FFS"), ("RescaleSlope", "1", None)])
-def test_slices_of_two_scans(tmp_path, name, one, other, turn):
+def test_slices_of_two_scans(tmp_path, name, one, other):
+    turn = (lambda k: k % 2, lambda k: k//6, lambda k: int(k == 11))[len(name) % 3]   # alternating, halves, the last one
     more = dict(Modality="MR") if name.startswith(("Echo", "Inv", "Flip", "Temp", "Diff", "RescaleS")) else {}
     code, words = outcome(two(tmp_path/"s", name, one, other, turn, **more))
     assert (code, f": {name}: found 2 values" in words) == ("dicom_mixed", True), words

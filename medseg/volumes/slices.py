@@ -132,8 +132,7 @@ def _plainly(value) -> str:
 
 def _kin(places: list) -> tuple:
     "What a slice shares with its scan; None where it is not told."
-    values = [tag(places, name) for name in KIN]
-    values[-1] = values[-1] is not None
+    values = [*(tag(places, name) for name in KIN[:-1]), tag(places, KIN[-1]) is not None]
     return tuple(None if v is None else _plainly(v) for v in values)
 
 # %% ../../nbs/1_volumes/02a_slices.ipynb #bac8947a
@@ -228,9 +227,8 @@ def _padding(d: pydicom.Dataset) -> tuple | None:
     "The stored numbers, lowest and highest, that only fill the picture."
     found = [_numbers(tag([d], name), 1) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if not found[0]: return None
-    span, signed = 1 << whole([d], "BitsAllocated", 16), whole([d], "PixelRepresentation", 0)
-    ends = [int(x[0]) % span for x in found if x]   # as many bits as a pixel has, whatever type the tag was given
-    return tuple(sorted({e - span if signed and e >= span//2 else e for e in ends}))
+    span, signed = 1 << whole([d], "BitsAllocated", 16), whole([d], "PixelRepresentation", 0)   # the tag may have another type than the pixels
+    return tuple(sorted({e - span if signed and e >= span//2 else e for e in (int(x[0]) % span for x in found if x)}))
 
 # %% ../../nbs/1_volumes/02a_slices.ipynb #c3950300
 def _unsure(places: list, d: pydicom.Dataset, file: Path, scale: list) -> tuple:
