@@ -65,7 +65,7 @@ def test_names_that_are_not_utf8(tmp_path):
         told = json.dumps(json.loads(done.stdout), ensure_ascii=False)
         assert NAME in told or words[0] == "related", "a program gets the name as the file system has it"
         done.stdout.encode("ascii")
-    assert "sch\\xe4del" in command.medseg("survey", top).stdout and (tmp_path/"page.html").read_text()
+    assert "sch\\xe4del" in command.medseg("survey", NAME, cwd=tmp_path).stdout and (tmp_path/"page.html").read_text()
     error = command.medseg("evaluate", path, top/"none.nii.gz").stderr
     assert "sch\\xe4del" in error and len(error.splitlines()) == 1
     done = command.medseg("survey", ".", "--json", cwd=top)

@@ -112,8 +112,9 @@ def _execute(notebook: Path, values: dict, folder: Path, lock, watch: Callable |
     logging.getLogger("papermill").setLevel(logging.CRITICAL)   # what it would say of a kernel's end is said in the error
     place, transport = _place()
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as room, _tail(folder/"rows.jsonl", watch):
-        done, ended = Path(room)/notebook.name, []
-        kernel = _kernel(room, transport, {CLAIM: claim_word(lock), "IPYTHONDIR": f"{room}/ipython"}, ended)   # nothing of a user's own IPython, and no need of a home
+        done, ended, profile = Path(room)/notebook.name, [], Path(room)/"ipython"/"profile_default"/"startup"
+        profile.mkdir(parents=True); (profile/"README").touch()   # nothing of a user's own IPython, and no need of a home or of chmod
+        kernel = _kernel(room, transport, {CLAIM: claim_word(lock), "IPYTHONDIR": f"{room}/ipython"}, ended)
         try: papermill.execute_notebook(str(notebook), str(done), parameters=values, kernel_name="python3", progress_bar=False, start_timeout=600, kernel_manager_class=kernel,
                                         extra_arguments=["--IPKernelApp.log_level=50"])   # what a kernel has to say about itself is not for the user
         except PapermillExecutionError as e: raise _cell_failed(folder, notebook, e) from e
@@ -171,8 +172,10 @@ def _cell_failed(folder: Path, notebook: Path, error: PapermillExecutionError) -
 def _kernel_ended(folder: Path, code: int) -> RunFailed:
     "What to say of a kernel that ended before its notebook did."
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    why = "most probably killed because memory ran out" if code == -signal.SIGKILL else "mostly a lack of memory, or a fault of a library"
-    return RunFailed(folder, f"a kernel {how}, {_used()} used", f"a kernel that lives ({why})", _LESS)
+    found = f"a kernel {how}, {_used()} used"
+    if code >= 0: return RunFailed(folder, found, "a kernel that starts and lives", "read what it printed above")
+    why = "most probably killed because memory ran out" if code == -signal.SIGKILL else "a lack of memory, or a fault of a library"
+    return RunFailed(folder, found, f"a kernel that lives ({why})", _LESS)
 
 # %% ../../nbs/6_log/01c_execute.ipynb #e7904771
 def _keep(done: Path, folder: Path, lock):
