@@ -192,10 +192,10 @@ def test_a_signal_is_one_line_whatever_is_at_work(tmp_path, number):
         scan(tmp_path/f"{k}.nii.gz", k)
     words = [*MEDSEG, "check", *[str(tmp_path/f"{k % 2}.nii.gz") for k in range(4000)], "--workers", "2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while len(children(process.pid)) < 3 and process.poll() is None and time.monotonic() < until:
         time.sleep(.1)
     time.sleep(1)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 128 + number and len(err.splitlines()) == 1 and signal.Signals(number).name in err, (out[-500:], err)
