@@ -23,6 +23,7 @@ from ..volumes.read import read_header, read_volume
 from ..volumes.resample import resample_to
 from ..volumes.survey import find_volumes
 from ..volumes.trust import trust
+from ..volumes.unit import sample, thousandth
 from ..volumes.volume import Volume, reorient, world
 
 # %% ../../nbs/5_translate/12a_saved.ipynb #d8609f64
@@ -103,7 +104,7 @@ def common_grid(
 # %% ../../nbs/5_translate/12a_saved.ipynb #3b4d3fab
 def _of_network(voxels: np.ndarray) -> bool:
     "Whether numbers are as a network gives them: -1 to 1, with air at -1."
-    return -1.05 <= voxels.min() < -.5 and voxels.max() <= 1.05
+    return -1.05 <= voxels.min() < -.5 and voxels.max() <= 1.05 and not thousandth(sample(voxels))
 
 RANGES = dict(network=(-1., 1.), grey=(0., 255.), HU=CT_RANGE)
 
