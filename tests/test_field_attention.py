@@ -84,6 +84,17 @@ def test_no_kind_halves_the_signal_even_when_moved():
         assert .6 < (layer(x).mean()/x.mean()).item() < 1.5
 
 
+@pytest.mark.parametrize("kind,classes", [*itertools.product(KINDS, (2, 3, 8))])
+def test_a_fresh_network_prefers_no_class(kind, classes):
+    "Its loss is near that of equal chances, from any seed: a head that is sure of one class loses its first steps to unlearning it."
+    equal = dice_ce(torch.zeros(2, classes, 24, 24), torch.randint(0, classes, (2, 24, 24), generator=torch.Generator().manual_seed(0))).item()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        net = UNet(3, classes, "middle", kind, width=8, levels=3)
+        loss = dice_ce(net(torch.rand(2, 3, 24, 24)), torch.randint(0, classes, (2, 24, 24)))
+        assert loss.item() == pytest.approx(equal, abs=.15)
+
+
 # ---- trainings
 
 def blobs(seed, n=8):
