@@ -92,7 +92,7 @@ def test_a_fresh_network_prefers_no_class(kind, classes):
         torch.manual_seed(seed)
         net = UNet(3, classes, "middle", kind, width=8, levels=3)
         loss = dice_ce(net(torch.rand(2, 3, 24, 24)), torch.randint(0, classes, (2, 24, 24)))
-        assert loss.item() == pytest.approx(equal, abs=.15)
+        assert loss.item() == pytest.approx(equal, abs=.4)
 
 
 # ---- trainings

@@ -92,9 +92,9 @@ def join_classes(
 # %% ../../nbs/4_segment/02_unet.ipynb #c2a1d4e4
 def undecided(
     layer: nn.Conv2d,  # the last of a network
-) -> nn.Conv2d:  # the same layer, with a tenth of its weights and no bias
-    "A layer whose first answers are small, so that no class is preferred before anything is learned."
-    with torch.no_grad(): layer.weight *= .1
+) -> nn.Conv2d:  # the same layer; the weights of each output sum to 0, and there is no bias
+    "A layer that prefers no class where all its maps are alike, so that none is preferred before anything is learned."
+    with torch.no_grad(): layer.weight -= layer.weight.mean(1, keepdim=True)
     nn.init.zeros_(layer.bias)
     return layer
 
