@@ -51,7 +51,7 @@ from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, resume_run, start_run
 from medseg.segment.metrics import dice_score
-from medseg.train.bands import bands, told_apart
+from medseg.train.statistics import ask, bands, judge
 from medseg.train.checkpoint import load_checkpoint
 from medseg.train.loop import seed_everything
 from medseg.translate.axis import curvatures
@@ -79,7 +79,7 @@ class Config:
 
     def __post_init__(self):
         if min(self.people, self.testers) < 1 or not self.spacing_mm > 0: raise ValueError(f"people and testers must be at least 1 and spacing_mm above 0, got {self.people}, {self.testers} and {self.spacing_mm}")
-        if len(self.seeds.split(",")) < 3: raise ValueError(f"seeds must be three or more: fewer resolve nothing, got {self.seeds!r}")
+        if len(self.seeds.split(",")) < 3: raise ValueError(f"seeds must be three or more: with fewer nothing is resolved, got {self.seeds!r}")
 
     @property
     def window(self): return tuple(map(float, self.ct_range.split(",")))
@@ -170,14 +170,18 @@ for kind, rows in (("bend", bends), ("doubt", doubts)):
 # %%
 scores = dict(mae_hu="MAE, HU", bone_dice="Dice of bone", surface_mm="bone surface error, mm", jitter_hu="jitter between slices, HU", flicker_hu="flicker of slices, HU", mask_excess="mask taken back, excess")
 band = {k: bands(table, "dims", k) for k in scores} | dict(bend_agreement=bands(bends, "dims", "bend_agreement"))
-says = {k: told_apart(b) for k, b in band.items()}
+answers = judge([q for k in scores for q in ask(table, "dims", k)] + ask(bends, "dims", "bend_agreement"))
+for a in answers: run.row("answer", a)
+every = scores | dict(bend_agreement="agreement of bends")
+word = {k: "resolved" if any(a["word"] == "resolved" for a in answers if a["score"] == k) else "unresolved" for k in every}
+says = {k: "; ".join(a["says"] for a in answers if a["score"] == k and a["word"] == word[k]) or "there is nothing to compare it with" for k in every}
 fig = Figure(figsize=(9, 4.6), layout="constrained")
 for ax, (k, label) in zip(fig.subplots(2, 3).flat, scores.items()):
     for i, d in enumerate(kinds):
         ax.plot([i]*2, band[k][d][::2], color="0.7", lw=5, zorder=0)
         ax.scatter([i]*len(seconds), [np.nanmean([r[k] for r in table if (r["dims"], r["seed"]) == (d, s)]) if e == d else np.nan for e, s in config.trainings], s=14)
-    ax.set_xticks(range(len(kinds)), [f"{d:g}-D" for d in kinds]); ax.set_title(label + "\n" + says[k].replace("the bands meet: this ", ""), fontsize=8)
-run.figure(fig, "bands", f"Each dot is a training of {steps} updates, averaged over {len(scans)} phantoms never seen; the bar is the 95 % interval of their mean.")
+    ax.set_xticks(range(len(kinds)), [f"{d:g}-D" for d in kinds]); ax.set_title(f"{label}\n{word[k]}", fontsize=8)
+run.figure(fig, "bands", f"Each dot is a training of {steps} updates, averaged over {len(scans)} phantoms never seen; the bar is the 95 % interval of the mean over trainings and people.")
 who = next(iter(scans)); x = bone[who].sum((1, 2)).argmax()
 shown = {"MR": scans[who], **{f"{d:g}-D, seed {s}": made[d, s, who] for d, s in config.trainings if s == config.trainings[0][1]}, "measured CT": truth[who][0]}
 fig = Figure(figsize=(9, 6.4), layout="constrained")
@@ -186,8 +190,9 @@ for row, cut in zip(fig.subplots(2, len(shown)), (lambda v: v[x], lambda v: v[:,
         ax.imshow(cut(v.voxels).T, cmap="gray", origin="lower", **({} if label == "MR" else dict(vmin=-200, vmax=600))); ax.set_axis_off(); ax.set_title(label, fontsize=8)
 run.figure(fig, "cuts", f"{who}: MR, made CTs and measured CT, cut from front to back and from side to side. Slices are axial, so misfit between them shows as steps along the height.")
 found = {f"{kind} {k}": round(float(np.nanmean([r[k] for r in doubts if r["votes"] == kind])), 3) for kind in ("thresholds", "trainings", "both") for k in ("found", "edge_found", "gain")}
-headline = {f"{k} {d:g}-D": round(band[k][d][1], 4) for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm") for d in kinds} | {k: says[k] for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm")}
-sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[1]:.3g} ({b[0]:.3g} to {b[2]:.3g})" for d, b in band[k].items()) + f". {says[k]}." for k, label in (scores | dict(bend_agreement="agreement of bends")).items()]
+headline = {f"{k} {d:g}-D": round(band[k][d][1], 4) for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm") for d in kinds} | {k: word[k] for k in ("jitter_hu", "mae_hu", "bone_dice", "surface_mm")}
+sentences = [f"{label}: " + "; ".join(f"{d:g}-D {b[1]:.3g} ({b[0]:.3g} to {b[2]:.3g})" for d, b in band[k].items()) + f". {says[k]}." for k, label in every.items()]
+sentences += [f"{a['one']:g}-D and {a['two']:g}-D, {a['says']}." for a in answers if a["score"] == "failed trainings"]
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + sentences + ["Doubt of the bone mask, means over dimensions and people: " + ", ".join(f"{k} {v:g}" for k, v in found.items()) + "; chance is 0.5 for found and 0 for gain."]
 result = finish_run(run, headline=headline, table=table, cost=dict(updates=steps*len(seconds), training_s=round(sum(seconds.values()), 1)), data="phantom", data_digest=data_digest(train + test), notes=notes + [config.note]*bool(config.note))
 

@@ -5,7 +5,7 @@
 # free of each other, what does gradient consistency do, what the cycle weight, what the batch?
 #
 # **Prediction, before any run.** In short trainings on phantoms the batch matters most, since four times the patches teach more in as many updates; at as many volumes it matters less. Gradient consistency that minds the sign
-# hurts bone, which is dark on MR and bright on CT. The cycle weight resolves nothing.
+# hurts bone, which is dark on MR and bright on CT. The cycle weight stays unresolved.
 #
 # Every combination of `vary` is trained from every seed on the same phantoms, with as many updates and the same draws; a larger batch begins with the patches of a smaller one. Where the batch is varied, a training with
 # a larger one is also looked at on its way, when it has seen as many volumes as the smallest batch sees in all: with a rate that does not fall, that is a whole shorter training.
@@ -66,7 +66,7 @@ from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
-from medseg.train.bands import effect, grid
+from medseg.train.statistics import factor, grid, judge
 from medseg.translate.baselines import best_intensity_map
 from medseg.translate.predict import load_translator, save_translator, translate_scan
 from medseg.translate.scores import score_ct
@@ -147,22 +147,25 @@ if any(len({r["draws"] for r in table if r["seed"] == seed and r["step"] == step
 # %% [markdown]
 # ## What each factor does
 #
-# The difference between twins: two trainings from one seed that differ in one factor. If all twins agree on the direction, the factor is said to do something; else this resolves nothing.
+# The difference between twins: two trainings from one seed that differ in one factor. What it does is asked over seeds and people, for every factor, score and view at once, and the answers are corrected for their number: p below 0.01, or unresolved.
 
 # %%
 SHOWN = dict(mae_hu="error in the body, HU", bone_dice="Dice of bone by Otsu", pairing="pairing accuracy", effective="effective volumes", diversity_ratio="diversity ratio")
 views = ["step"] + ["volumes"]*(len({p.draw.batch for p in plans}) > 1)
-effects = [dict(view="as many updates" if by == "step" else "as many volumes", factor=f, score=s, **effect(on_par(table, by, config.factors + ["seed"]), f, config.factors, s)) for by in views for f in config.factors for s in SHOWN]
+effects = judge([q for by in views for f in config.factors for s in SHOWN
+                 for q in factor(on_par(table, by, config.factors + ["seed"]), f, config.factors, s, view="as many updates" if by == "step" else "as many volumes")])
 for e in effects: run.row("effect", e)
+asked = [e for e in effects if e["score"] in SHOWN]
 
 
-def sentence(e): return f"At {e['view']}, {e['factor']} {e['low']:g} → {e['high']:g}: {e['says']} ({e['mean']:+.3g}, from {e['least']:+.3g} to {e['most']:+.3g} over {e['twins']} twins)" + f" for {e['score']}"*(e["says"] == "resolves nothing") + "."
+def sentence(e): return f"At {e['view']}, {e['score']}: {e['says']}."
 
 
 final = on_par(table, "step", config.factors + ["seed"])
 rows_of = [[r for r in final if all(r[f] == c[f] for f in config.factors)] for c in config.cells]
 pairs = [dict(one=i, two=j, **compare(plans[i], plans[j], rows_of[i], rows_of[j], "mae_hu")) for i, j in combinations(range(len(plans)), 2)]
-for pair in pairs: run.row("pair", pair)
+answers = iter(judge([q for pair in pairs for q in pair["questions"]]))
+for pair in pairs: run.row("pair", pair | dict(questions=[next(answers) for _ in pair["questions"]]))
 for e in effects: print(sentence(e))
 
 
@@ -173,21 +176,14 @@ for e in effects: print(sentence(e))
 def named(c): return "\n".join(f"{f} {c[f]:g}" if isinstance(c[f], (int, float)) else f"{f} {c[f]}" for f in config.factors)
 
 
-def twins(e): # differences of twins, as `effect` takes them
-    rows = on_par(table, "step" if e["view"] == "as many updates" else "volumes", config.factors + ["seed"])
-    mean = {}
-    for r in rows: mean.setdefault((tuple(r[f] for f in config.factors if f != e["factor"]), r["seed"]), {}).setdefault(r[e["factor"]], []).append(r[e["score"]])
-    return [np.mean(v[e["high"]]) - np.mean(v[e["low"]]) for v in mean.values()]
-
-
 fig, axs = plt.subplots(len(views), len(SHOWN), figsize=(13, .6 + len(views)*(.5 + .4*len(config.factors))), layout="constrained", squeeze=False)
-for e in effects:
+for e in asked:
     ax = axs[views.index("step" if e["view"] == "as many updates" else "volumes"), list(SHOWN).index(e["score"])]
     y = config.factors.index(e["factor"])
-    ax.plot(twins(e), [y]*e["twins"], "o", ms=5, alpha=.6, color="tab:gray" if e["says"] == "resolves nothing" else "tab:orange")
+    ax.plot(e["twins"], [y]*len(e["twins"]), "o", ms=5, alpha=.6, color="tab:orange" if e["word"] == "resolved" else "tab:gray")
     ax.axvline(0, color="k", lw=.6); ax.set_title(f"{SHOWN[e['score']]}\n{e['view']}", fontsize=8); ax.tick_params(labelsize=7)
-    ax.set_yticks(range(len(config.factors)), [f"{f}\n{effects[i*len(SHOWN)]['low']:g} → {effects[i*len(SHOWN)]['high']:g}" for i, f in enumerate(config.factors)], fontsize=7); ax.set_ylim(-.6, len(config.factors) - .4)
-run.figure(fig, "effects", "What changes from one twin to the other when one factor is changed. Orange: all twins agree on the direction. Grey: this resolves nothing. Phantoms.")
+    ax.set_yticks(range(len(config.factors)), ["\n".join((f, " → ".join(map(str, next(e["values"] for e in asked if e["factor"] == f))))) for f in config.factors], fontsize=7); ax.set_ylim(-.6, len(config.factors) - .4)
+run.figure(fig, "effects", "What changes from one twin to the other when one factor is changed. Orange: resolved, p below 0.01 over seeds and people after correction for all that was asked. Grey: unresolved. Phantoms.")
 
 # %%
 fig, axs = plt.subplots(2, len(plans)//2 + 1, figsize=(1.6*(len(plans)//2 + 1), 4.6), layout="constrained", squeeze=False)
@@ -211,12 +207,12 @@ run.figure(fig, "pairs", "All that differs between any two cells. Bold: one thin
 
 # %%
 best = np.mean([score_ct(best_intensity_map(t.mr, t.ct).apply(t.mr), t.ct)["mae_hu"] for t in people])
-short = {e["factor"]: e for e in effects if e["view"] == "as many updates" and e["score"] == "mae_hu"}
-headline = {f"{f} {e['low']:g} → {e['high']:g}, error in HU": "resolves nothing" if e["says"] == "resolves nothing" else f"{e['mean']:+.1f}" for f, e in short.items()}
+short = {e["factor"]: e for e in asked if e["view"] == "as many updates" and e["score"] == "mae_hu"}
+headline = {f"{f} {' → '.join(map(str, e['values']))}, error in HU": f"{e['difference']:+.1f}" if e["word"] == "resolved" else e["word"] for f, e in short.items()}
 notes = ["All scans are phantoms: nothing here is a claim about patients.",
          f"{len(jobs)} trainings of {steps} updates each, on the same {len(mr)} MR and {len(ct)} CT; within a seed all saw the same patches in the first {least} of each batch.",
          f"Mean error {np.mean([r['mae_hu'] for r in final]):.0f} HU; the best table from grey value to HU, made with the answer in hand, has {best:.0f}.",
-         *[sentence(e) for e in effects if e["score"] in ("mae_hu", "bone_dice", "effective", "pairing")],
+         *[sentence(e) for e in effects if e["score"] in ("mae_hu", "bone_dice", "effective", "pairing", "failed trainings")],
          f"Of {len(pairs)} pairs of cells {sum(len(p['differ']) == 1 for p in pairs)} differ in one thing. Of the others no single cause can be named; cells that differ in all: {next(p['says'] for p in pairs if len(p['differ']) == len(config.factors))}."]
 notes += [f"{len(config.every_seed)} seeds are fewer than 3: read nothing from this."]*(len(config.every_seed) < 3)
 result = finish_run(run, headline, table, dict(updates=steps*len(jobs), trainings=len(jobs), volumes=sum(2*steps*plans[k].draw.batch for _, k in jobs)), data="phantom", data_digest=data_digest(read_manifest(cohort)), notes=notes + [note]*bool(note))
@@ -224,7 +220,7 @@ result = finish_run(run, headline, table, dict(updates=steps*len(jobs), training
 # %% [markdown]
 # ## Conclusion
 #
-# What came is in the record, not typed here. A factor whose twins do not agree is said to resolve nothing, however large its mean.
+# What came is in the record, not typed here. A factor whose difference luck may make is unresolved, however large its mean.
 
 # %%
 print(f"{run.folder}:", "; ".join(f"{k}: {v}" for k, v in headline.items()))

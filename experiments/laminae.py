@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 from medseg.data.unpaired import PatchDraw, make_scan, on_grid, unpaired_batches
 from medseg.log.runs import finish_run, start_run
-from medseg.train.bands import bands, told_apart
+from medseg.train.statistics import ask, bands, judge
 from medseg.translate.bone import bone_mask, patient_mask
 from medseg.translate.parts import part_report, sentence, visible
 from medseg.translate.predict import TranslateRecipe, load_translator, save_translator, translate_scan
@@ -162,10 +162,13 @@ effect = f"taking the laminae out of the MR changes their recall by {np.mean([b 
 false = {w: float(np.mean([r["false_share"] for r in table if r["bone_of"] == w])) for w in ways}
 notes = ["All scans are phantoms: nothing here is a claim about patients."] + [f"{w}: " + ", ".join(f"{p} {v:.2f}" for p, v in m.items()) + f"; {false[w]:.0%} of the mask is no bone" for w, m in mean.items()] + [blame, effect]
 headline = {f"lamina recall, {w}": round(m["lamina"], 3) for w, m in mean.items()} | {f"laminae missing, {w}": c for w, c in counts.items()}
-for part in ("lamina", "body") if trainings else ():
-    rows = [dict(r, taught=r["bone_of"].partition("taught by ")[2]) for r in table if r["part"] == part and r["bone_of"].startswith("CT made of MR with laminae")]
-    band = bands(rows, "taught", "recall"); says = told_apart(band)
-    headline[f"recall of the {part}, by the CTs that taught"] = says
+taught = {part: [dict(r, taught=r["bone_of"].partition("taught by ")[2]) for r in table if r["part"] == part and r["bone_of"].startswith("CT made of MR with laminae")] for part in (("lamina", "body") if trainings else ())}
+answers = judge([q for part, rows in taught.items() for q in ask(rows, "taught", "recall", part=part)])
+for a in answers: run.row("answer", a)
+for part, rows in taught.items():
+    band, mine = bands(rows, "taught", "recall"), [a for a in answers if a["part"] == part]
+    says = "; ".join(a["says"] for a in mine)
+    headline[f"recall of the {part}, by the CTs that taught"] = mine[0]["word"]
     notes.append(f"Recall of the {part} in a CT made of an MR that shows the laminae, {config.steps} updates each: {says} (" + "; ".join(f"{t} {low:.2f} to {high:.2f} around {m:.2f}" for t, (low, m, high) in band.items()) + ").")
 result = finish_run(run, headline=headline, table=table, cost=dict(updates=config.steps*len(trainings), trainings=len(trainings)), data="phantom", data_digest=digest(*files), notes=notes + [config.note]*bool(config.note))
 

@@ -52,6 +52,7 @@ from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, load_model, predict, save_model, trained_on
 from medseg.segment.report import best_slice, mark_empty, overlay_figure
 from medseg.train.bands import bands
+from medseg.train.statistics import bands
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.files import write_json
 from medseg.volumes.read import read_volume
@@ -137,7 +138,7 @@ for seed in config.repeats:
 # %% [markdown]
 # ## Artefacts
 #
-# The bands of the mean over seeds, for each class and for thin and thick slices; subjects are averaged within a training first.
+# Where the mean over trainings and people lies, for each class and for thin and thick slices; trainings that failed stay out.
 
 # %%
 table = [row for one in done.values() for row in one["table"]]
@@ -158,7 +159,7 @@ for ax, ((kind, slices), band) in zip(np.ravel(fig.subplots(1, len(found), squee
         low, mean, high = band[cell]
         ax.plot([x, x], [low, high], color="#2a8f86", lw=5, alpha=.5, solid_capstyle="round"); ax.plot(x, mean, "o", color="#123", ms=4)
     ax.set_xticks(range(len(titles)), titles.values(), rotation=35, ha="right", fontsize=7); ax.set_title(f"{kind}, {slices} slices", fontsize=9); ax.tick_params(axis="y", labelsize=7)
-run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: the mean and its 95 % interval.")
+run.figure(fig, "bands", f"Dice by cell over {len(config.repeats)} seeds: the mean over trainings and people and its 95 % interval; trainings that failed stay out.")
 for item in (test[0], test[1]):
     scan, shown = read_scan(item), []
     for kind in config.kinds:
@@ -180,7 +181,7 @@ result = finish_run(run, headline=mean | empty | {"trainings": len(done), "seeds
 # %% [markdown]
 # ## Conclusion
 #
-# What came is in the record, not typed here. Which cells differ is said by the rules of the chapter on comparing: by intervals over seeds, not by means.
+# What came is in the record, not typed here. Which cells differ is said by the rule of the chapter on statistics: over seeds and people, corrected for the number of questions, failed trainings counted and not averaged.
 
 # %%
 told = compare([run.folder], "dice", ["class", "slices"])

@@ -49,7 +49,7 @@ from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, draw_record, load_sides, make_patch, make_scan, unpaired_batches, unscale_ct
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
-from medseg.train.bands import bands, told_apart
+from medseg.train.statistics import SURE, ask, judge
 from medseg.translate.audit import InertLoss
 from medseg.translate.axis import curvature_agreement
 from medseg.translate.coverage import effective_subjects
@@ -154,7 +154,7 @@ def marks_of(label, about, net, p): # a row for each folder
     found = []
     for where, part in folders.items():
         rows, made = examine(net, p.recipe(config.window), part)
-        found.append(dict(label=label, **about, folder=where, files=len(part), **{k: rows[0][k] for k in ("pairing", "chance", "p", "effective", "effective_mr", "diversity_ratio")}, apart_hu=apart(made), mae_hu=float(np.mean([r["mae_hu"] for r in rows])) if where == "people" else None, bends=bends(part, made) if where == "people" else None))
+        found.append(dict(label=label, **about, folder=where, files=len(part), **{k: rows[0][k] for k in ("pairing", "chance", "p", "effective", "effective_mr", "diversity_ratio")}, apart_hu=apart(made), mae_hu=float(np.mean([r["mae_hu"] for r in rows])) if where == "people" else None, of_each={r["subject"]: r["mae_hu"] for r in rows} if where == "people" else {}, bends=bends(part, made) if where == "people" else None))
     return found
 
 
@@ -214,11 +214,11 @@ for label in [*plans, *controls]: print(f"{label:24}", "; ".join(f"{f}: {span(at
 # %% [markdown]
 # ## What became of the note's observations
 #
-# The made CTs are alike if they are fewer than two effective volumes, or not a quarter as far apart as the true CTs of different people (a line drawn by eye, after the first trainings had been seen); and they can be paired with their MR if that goes better than by chance (p below 0.05); from every seed. That all are alike is *confirmed* if it comes out of every seed on files whose true CTs are
-# not alike: on one person's varieties the right answer shows the symptom too, so there it proves nothing. Another observation is *confirmed* if its symptom comes out of every seed. Any is *refuted* if the opposite is proven, and *unresolved* if the small form does not show it or the bands meet: a short training on phantoms cannot take back what was seen.
+# The made CTs are alike if they are fewer than two effective volumes, or not a quarter as far apart as the true CTs of different people (a line drawn by eye, after the first trainings had been seen); and they can be paired with their MR if that goes better than by chance (p below 0.01); from every seed. That all are alike is *confirmed* if it comes out of every seed on files whose true CTs are
+# not alike: on one person's varieties the right answer shows the symptom too, so there it proves nothing. Another observation is *confirmed* if its symptom comes out of every seed. Any is *refuted* if the opposite is proven, and *unresolved* if the small form does not show it or luck may do it: a short training on phantoms cannot take back what was seen.
 
 # %%
-def paired(rows): return all(r["p"] < .05 for r in rows)
+def paired(rows): return all(r["p"] < SURE for r in rows)
 
 
 def same_weights(a, b, seed): return all(torch.equal(x, y) for x, y in zip(*(load_translator(kept(n, seed, "safetensors"))[0].parameters() for n in (a, b))))
@@ -238,9 +238,9 @@ def observed(row, claim, label): # whether all outputs are alike
     return dict(row=row, claim=claim, symptom="yes" if on_people else "only on one person's varieties, as of the true CTs" if on_one else "no", number=look(label), status="confirmed" if shows_sameness(at(label, "people"), at("the true CT", "people")) else "unresolved", why=why)
 
 
-def banded(key, a, b, step): # two runs at as many updates
-    rows = [dict(r, run=n) for n in (a, b) for r in at(n, "people", step)]
-    return told_apart(bands(rows, "run", key)), "; ".join(f"{n} {span(at(n, 'people', step), key)}" for n in (a, b))
+def errors(a, b, step): # of two runs at as many updates: a question, and the numbers
+    rows = [dict(run=n, seed=r["seed"], subject=who, mae_hu=v) for n in (a, b) for r in at(n, "people", step) for who, v in r["of_each"].items()]
+    return ask(rows, "run", "mae_hu"), "; ".join(f"{n} {span(at(n, 'people', step), 'mae_hu')}" for n in (a, b))
 
 
 few = len(config.every_seed) < 3
@@ -248,15 +248,19 @@ b34 = observed("B34", "updated U-Net, batch 2: all 15 test outputs are one volum
 b36 = observed("B36", "old U-Net, batch 16: outputs look alike", "B35")
 b40 = observed("B40", "gradient consistency, cycle 3, batch 8: no diversity", "B39 stored")
 equal = [same_weights("B39 stored", "B39 without the loss", s) for s in config.every_seed]
-told = [banded("mae_hu", "B39 without the loss", f"B39 working, {kind}", 2*updates) for kind in ("signed", "unsigned")]
-worse = dict(row="B40", claim="worse than batch 16 because of gradient consistency", symptom="no" if all(equal) else "yes", number=f"{sum(equal)} of {len(equal)} seeds: weights with the stored loss equal those without it, bit for bit; a working one, HU: " + ". ".join(f"{number}; {says}" for says, number in told),
+asked = [errors("B39 without the loss", f"B39 working, {kind}", 2*updates) for kind in ("signed", "unsigned")] + [errors("B33", "B42", 4*updates)]
+answers = iter(judge([q for questions, _ in asked for q in questions]))
+told = [([next(answers) for _ in questions], number) for questions, number in asked]
+worse = dict(row="B40", claim="worse than batch 16 because of gradient consistency", symptom="no" if all(equal) else "yes", number=f"{sum(equal)} of {len(equal)} seeds: weights with the stored loss equal those without it, bit for bit; a working one, HU: " + ". ".join(f"{number}; {'; '.join(a['says'] for a in mine)}" for mine, number in told[:2]),
              status="refuted" if all(equal) else "unresolved", why="The stored form trains nothing, so it cannot have made anything worse; batch, updates and cycle weight differed as well." if all(equal) else "The stored form changed the weights.")
 fine = paired(at("B42", "people"))
 b43 = dict(row="B43", claim="spectral norm, batch 2: outputs can be paired with their MR", symptom="yes" if fine else "no", number=look("B42"), status="confirmed" if fine else "unresolved",
            why="From every seed the outputs are paired with their MR better than by chance" + (", and so they are without spectral norm (B33)." if paired(at("B33", "people")) else ".") if fine else "Not from every seed.")
-says, number = banded("mae_hu", "B33", "B42", 4*updates)
-best = dict(row="B43", claim="spectral norm gave the best results", symptom="yes" if "B42 lies below" in says else "no", number=f"after {4*updates} updates each, HU: {number}; {says}", status="unresolved" if few or "resolves nothing" in says else "confirmed" if "B42 lies below" in says else "refuted",
-            why="At as many updates and the same batch " + ("the bands of the error meet" if "resolves nothing" in says else f"in error {says}") + "; the note's B42 had twice the updates of its B33.")
+mine, number = told[2]
+lower = mine[0]["word"] == "resolved" and mine[0]["difference"] < 0
+says = "; ".join(a["says"] for a in mine)
+best = dict(row="B43", claim="spectral norm gave the best results", symptom="yes" if lower else "no", number=f"after {4*updates} updates each, HU: {number}; {says}", status="confirmed" if lower else "refuted" if mine[0]["word"] == "resolved" else "unresolved",
+            why="At as many updates and the same batch " + f"the error is {mine[0]['word']}" + "; the note's B42 had twice the updates of its B33.")
 def cause(claim, label, step=None):
     rows = at(label, "people", step)
     return dict(row="cause", claim=claim, symptom="yes" if alike(rows) else "no", number=look(label, step), status="confirmed" if alike(rows) else "refuted",

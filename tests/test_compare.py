@@ -39,21 +39,23 @@ def test_the_notes_comparison_names_all_that_changed(tmp_path):
     "The run that the notes blame on its loss changed the batch, the weight of the cycle and the loss, and so the updates."
     files = [TOP/"experiments"/"parameters"/f"{n}.yaml" for n in ("mr2ct_unet_batchsize16", "mr2ct_unet_gradient_consistency_batchsize8")]
     old, new = (yaml.safe_load(f.read_text()) for f in files)
-    def runs(settings, mae): return [pretend(tmp_path/f"{settings['name']} {s}", dict(settings, seed=s), [dict(subject="a", mae_hu=mae + s)], 9400*16//settings["batch"]) for s in range(3)]
+    def scores(mae, s): return [dict(subject=who, mae_hu=mae + s + 5*k + .5*(k*s % 3)) for k, who in enumerate("abcdef")]
+    def runs(settings, mae): return [pretend(tmp_path/f"{settings['name']} {s}", dict(settings, seed=s), scores(mae, s), 9400*16//settings["batch"]) for s in range(3)]
     told = compare([*runs(old, 60.), *runs(new, 90.)])
     assert {"parameter: batch", "parameter: cycle", "parameter: gradient"} <= set(told["factors"]) and not told["ranked"]
     assert any("Updates are not equal" in s for s in told["says"]) and not any(p["says"] for p in told["parts"])
-    equal = compare([pretend(tmp_path/f"{i} {s}", dict(settings, seed=s, name="x"), [dict(subject="a", mae_hu=60. + 30*i + s)]) for i, settings in enumerate((old, new)) for s in range(3)])
+    equal = compare([pretend(tmp_path/f"{i} {s}", dict(settings, seed=s, name="x"), scores(60. + 30*i, s)) for i, settings in enumerate((old, new)) for s in range(3)])
     said, = equal["parts"][0]["says"]
     assert equal["ranked"] and "no single cause" in said and "parameter: batch" in said
 
 
 def test_one_cause_is_named_only_if_it_is_one(tmp_path):
-    def runs(tag, dice, **config): return [pretend(tmp_path/f"{tag}{s}", dict(config, seed=s), [dict(subject="a", dice=dice + .001*s)]) for s in range(3)]
+    def scores(dice, s): return [dict(subject=who, dice=dice + .001*s + .02*k) for k, who in enumerate("abcd")]
+    def runs(tag, dice, **config): return [pretend(tmp_path/f"{tag}{s}", dict(config, seed=s), scores(dice, s)) for s in range(3)]
     first = runs("a", .5, depth=1)
     said, = compare([*first, *runs("b", .7, depth=5)])["parts"][0]["says"]
     assert said.endswith("they differ in parameter: depth alone.")
-    again = [pretend(tmp_path/f"c{s}", dict(depth=5, seed=s), [dict(subject="a", dice=.9)], digests=dict(code="new", data="d")) for s in range(3)]
+    again = [pretend(tmp_path/f"c{s}", dict(depth=5, seed=s), scores(.9, s), digests=dict(code="new", data="d")) for s in range(3)]
     said, = compare([*first, *again])["parts"][0]["says"]
     assert "2 things" in said and "digest: code" in said
 

@@ -9,7 +9,7 @@ from conftest import TOP
 
 from medseg.data.unpaired import PatchDraw
 from medseg.log.execute import checked, read_parameters
-from medseg.train.bands import effect, grid
+from medseg.train.statistics import factor, grid, judge
 from medseg.translate.settings import Settings
 from medseg.translate.trial import Plan, changed, compare, on_par
 
@@ -37,7 +37,7 @@ def test_every_cell_has_equal_updates_and_the_same_draws(finished):
     assert {r["volumes"] for r in on_par(told["table"], "volumes", ["gradient", "batch"])} == {4}
     rows = [json.loads(line) for line in (folder/"rows.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(8)), "two updates for each of four trainings"
-    assert len([r for r in rows if r["kind"] == "pair"]) == 6 and len([r for r in rows if r["kind"] == "effect"]) == 2*2*5
+    assert len([r for r in rows if r["kind"] == "pair"]) == 6 and len([r for r in rows if r["kind"] == "effect" and r["word"] == "unresolved"]) == 2*2*5
     assert any("2 things differ" in n and "no single cause" in n for n in told["notes"])
     assert {p.name for p in (folder/"figures").glob("*.png")} == {"effects.png", "cells_seed_0.png", "pairs.png"}
 
@@ -67,21 +67,27 @@ def test_twins_differ_in_one_factor():
         differ = [f for f in FACTORS if a[f] != b[f]]
         assert set(changed(base.but(**a), base.but(**b))) == set(differ)
         says = compare(base.but(**a), base.but(**b), [dict(seed=0, s=1.)], [dict(seed=0, s=9.)], "s")
-        assert set(says["differ"]) == set(differ) and ("no single cause" in says["says"]) == (len(differ) > 1)
+        assert set(says["differ"]) == set(differ) and ("no single cause" in says["says"]) == (len(differ) > 1) == (not says["questions"])
+        assert all(a["word"] == "unresolved" for a in judge(says["questions"])), "one seed says nothing"
 
 
-def planted(rng, by, noise=5.): # a full grid of three seeds in which `by` HU come from gradient consistency alone, and a seed shifts all its cells
-    seeds = rng.normal(0, 20, 3)
-    return [dict(c, seed=s, mae_hu=100 + seeds[s] + by*c["gradient"] + rng.normal(0, noise)) for s in range(3) for c in CELLS]
+def planted(rng, by, seeds=5, noise=5.): # a full grid in which `by` HU come from gradient consistency alone; a seed shifts all its cells and takes to each factor by chance; people differ
+    own, taste, people = rng.normal(0, 20, seeds), rng.normal(0, noise/2, (seeds, len(FACTORS))), rng.normal(0, 15, 6)
+    lucks = rng.normal(0, noise, (seeds, len(CELLS)))
+    on = [[float(c["gradient"]), c["cycle"] > 5, c["batch"] > 1] for c in CELLS]
+    return [dict(c, seed=s, subject=j, mae_hu=float(100 + own[s] + by*c["gradient"] + taste[s] @ on[k] + lucks[s, k] + people[j] + rng.normal(0, 3))) for s in range(seeds) for k, c in enumerate(CELLS) for j in range(6)]
+
+
+def answers(table): return judge([q for f in FACTORS for q in factor(table, f, FACTORS, "mae_hu")])
 
 
 def test_a_planted_effect_is_found_and_a_planted_null_is_not():
     rng = np.random.default_rng(0)
-    found = [effect(planted(rng, 30.), "gradient", FACTORS, "mae_hu") for _ in range(50)]
-    assert all(f["says"] == "mae_hu rises" and f["twins"] == 12 for f in found) and abs(np.mean([f["mean"] for f in found]) - 30) < 2
-    tables = [planted(rng, 30.) for _ in range(300)]
-    claimed = [effect(t, f, FACTORS, "mae_hu")["says"] != "resolves nothing" for t in tables for f in ("cycle", "batch")]
-    assert np.mean(claimed) <= .05
+    found = [answers(planted(rng, 30.)) for _ in range(40)]
+    assert all(f[0]["word"] == "resolved" and len(f[0]["twins"]) == 20 for f in found) and abs(np.mean([f[0]["difference"] for f in found]) - 30) < 2
+    assert np.mean([any(a["word"] == "resolved" for a in f[1:]) for f in found]) <= .05
+    alone = [answers(planted(rng, 0., seeds=3)) for _ in range(60)]
+    assert np.mean([any(a["word"] == "resolved" for a in f) for f in alone]) <= .05
 
 
 def test_the_note_run_of_the_grid_can_be_asked_for():

@@ -135,7 +135,7 @@ def _part(part: tuple, rows: list, arm: dict, found: list, score: str, answers: 
     counts = {n: dict(seeds=len(a.seeds), people=None if a.whole else len(a.people), scans=max(scans[n].values(), default=0), failed=a.failed) for n, a in arm.items()}
     says = [f"{show(n, 120)}: not scored on {name}." for n in kind if n not in arm and name]
     says += [f"{show(n, 120)}, seed {s}: failed, {why}; counted, not averaged." for n, a in arm.items() for s, why in a.failed.items()]
-    says += [f"{score.replace('_', ' ')}: {a['says']}" + (f"; {cause(kind[a['one']], kind[a['two']])}." if a["word"] == "resolved" else ".") for a in answers if ranked]
+    says += [f"{score.replace('_', ' ')}: {a['says']}" + (f"; {cause(kind[a['one']], kind[a['two']])}." if a["word"] == "resolved" else ".") for a in answers if ranked and not (a["score"] == "failed trainings" and a["p"] == 1)]
     return dict(name=name, points={n: a.scores.mean(1).tolist() if a.scores.size else [] for n, a in arm.items()}, bands={n: band(a, score) for n, a in arm.items()}, counts=counts,
                 answers=[{k: v for k, v in a.items() if k not in ("part", "parts")} for a in answers], says=says)
 

@@ -268,8 +268,9 @@ def says(
     if a["score"] == "failed trainings": return f"failed trainings, {named['one']} {a['failed'][0]} of {a['trainings'][0]}, {named['two']} {a['failed'][1]} of {a['trainings'][1]}: {a['word']} (p = {number(a['p_corrected'], 2)})"
     if a["p"] != a["p"]: return f"unresolved: {named['one']} and {named['two']} with {counts}; {needed(nan, nan, nan, min(a['seeds']), a['people'])}{tail}"
     stats = f"{number(a['difference'], 3)}, {number(a['low'], 3)} to {number(a['high'], 3)}; {counts}; p = {number(a['p_corrected'], 2)}" + f" after correction for {a['questions']} questions"*(a["questions"] > 1)
-    if a["word"] == "resolved": return f"{named['two']} lies {'above' if a['difference'] > 0 else 'below'} {named['one']} ({stats}){tail}"
-    return f"unresolved: {named['two']} seems {'above' if a['difference'] > 0 else 'below'} {named['one']} ({stats}); {needed(a['difference'], *a['parts'], min(a['seeds']), a['people'], a['questions'])}{tail}"
+    where = "above" if a["difference"] > 0 else "below" if a["difference"] < 0 else "level with"
+    if a["word"] == "resolved": return f"{named['two']} lies {where} {named['one']} ({stats}){tail}"
+    return f"unresolved: {named['two']} seems {where} {named['one']} ({stats}); {needed(a['difference'], *a['parts'], min(a['seeds']), a['people'], a['questions'])}{tail}"
 
 # %% ../../nbs/3_train/05_statistics.ipynb #e3cdcd02
 def factor(
