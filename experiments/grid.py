@@ -14,7 +14,7 @@
 
 # %% tags=["parameters"]
 name = "smoke"           # of the run, free text
-vary = ""                # what is varied, as `bands.grid` reads it, two values each; "" takes gradient 0,1 and batch 1,2
+vary = ""                # what is varied, as `trial.grid` reads it, two values each; "" takes gradient 0,1 and batch 1,2
 seeds = "0"
 people_mr = 2            # phantoms to train on
 people_ct = 2
@@ -66,14 +66,14 @@ from medseg.data.manifest import data_digest, read_manifest, split_items
 from medseg.data.spinecohort import make_spine_cohort
 from medseg.data.unpaired import PatchDraw, load_sides, unpaired_batches
 from medseg.log.runs import finish_run, read_json, resume_run, start_run
-from medseg.train.statistics import factor, grid, judge
+from medseg.train.statistics import factor, judge
 from medseg.translate.baselines import best_intensity_map
 from medseg.translate.predict import load_translator, save_translator, translate_scan
 from medseg.translate.scores import score_ct
 from medseg.translate.settings import Settings
 from medseg.translate.step import CycleGAN, fit_cyclegan
 from medseg.translate.terms import weight_of
-from medseg.translate.trial import Plan, compare, draws_digest, examine, noted, on_par, read_testers
+from medseg.translate.trial import Plan, compare, draws_digest, examine, grid, noted, on_par, read_testers
 from medseg.volumes.files import write_json
 
 

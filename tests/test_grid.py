@@ -9,9 +9,9 @@ from conftest import TOP
 
 from medseg.data.unpaired import PatchDraw
 from medseg.log.execute import checked, read_parameters
-from medseg.train.statistics import factor, grid, judge
+from medseg.train.statistics import factor, judge
 from medseg.translate.settings import Settings
-from medseg.translate.trial import Plan, changed, compare, on_par
+from medseg.translate.trial import Plan, changed, compare, grid, on_par
 
 FACTORS = ["gradient", "cycle", "batch"]
 CELLS = grid("gradient=0,1;cycle=3,10;batch=1,4")

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SURE', 'ACCIDENT', 'FEWEST', 'LIMITS', 'spread', 'chance', 'accident', 'holm', 'limits', 'interval', 'known', 'stuck',
            'failure', 'odds', 'Arm', 'by_person', 'arms', 'bands', 'band', 'needed', 'differ', 'failures', 'ask',
-           'judge', 'says', 'factor', 'grid']
+           'judge', 'says', 'factor']
 
 # %% ../../nbs/3_train/05_statistics.ipynb #41215bb0
 from dataclasses import dataclass, field, replace
-from itertools import combinations, product
+from itertools import combinations
 from math import inf, isfinite, nan
 
 import numpy as np
@@ -48,10 +48,7 @@ SURE = .01      # the corrected p of an answer is below it
 ACCIDENT = .05  # so often at most may luck of two states, well or badly, give any of the answers
 FEWEST = 3      # seeds of each setting
 
-def accident(
-    seeds: int,      # of each setting
-    questions: int,
-) -> float:
+def accident(seeds: int, questions: int) -> float:  # seeds of each setting
     "How often trainings that come out well or badly by the toss of a coin seem to differ in at least one question."
     return min(1., questions*2/4**seeds)
 
@@ -68,9 +65,7 @@ def holm(
 # %% ../../nbs/3_train/05_statistics.ipynb #c711717a
 LIMITS = dict(dice=(0., 1.), recall=(0., 1.), precision=(0., 1.), pairing=(0., 1.), ssim=(-1., 1.), agreement=(-1., 1.), mae_hu=(0., inf), hd95_mm=(0., inf), assd_mm=(0., inf), surface_mm=(0., inf))
 
-def limits(
-    score: str,  # such as dice, "bone dice" or true_bone_dice
-) -> tuple[float, float]:
+def limits(score: str) -> tuple[float, float]:  # such as dice, "bone dice" or true_bone_dice
     "The lowest and the highest value that a score can have."
     word = score.replace(" ", "_").lower()
     return next((ends for name, ends in LIMITS.items() if name in word), (-inf, inf))
@@ -242,9 +237,7 @@ def ask(
     found = arms(rows, by, score, over)
     return [dict(about, **q) for a, b in combinations(found, 2) for q in differ(found[a], found[b], score, (a, b))]
 
-def judge(
-    questions: list[dict],  # all that are asked together
-) -> list[dict]:  # each with p_corrected, questions, word, says
+def judge(questions: list[dict]) -> list[dict]:  # all that are asked together; each with p_corrected, questions, word, says
     "The answers, corrected for their number."
     asked = [q for q in questions if q["p"] == q["p"]]
     many, scores, out = len(asked), sum(q["score"] != "failed trainings" for q in asked), []
@@ -255,9 +248,7 @@ def judge(
         out.append(dict(answer, says=says(answer)))
     return out
 
-def says(
-    a: dict,  # of `judge`
-) -> str:
+def says(a: dict) -> str:  # of `judge`
     "An answer as a sentence."
     named = {k: f"{a[k]:g}" if known(a[k]) else str(a[k]) for k in ("one", "two")}
     lost = "; ".join(f"{named[k]}: {f} of {n} trainings failed" for k, f, n in zip(("one", "two"), a["failed"], a["trainings"]) if f)
@@ -309,21 +300,3 @@ def _apart(rows: list[dict], name: str, values: list, score: str) -> float:
     "The difference of a pair of twins."
     low, high = (np.mean([r[score] for r in rows if r[name] == v and known(r.get(score))] or [nan]) for v in values)
     return float(high - low)
-
-# %% ../../nbs/3_train/05_statistics.ipynb #5fcf6021
-def grid(
-    text: str,  # such as gradient=0,2;cycle=3,10
-) -> list[dict]:  # one for each combination: name -> number, or text where it is no number
-    "All combinations of the values."
-    parts = [part.split("=") for part in text.replace(" ", "").split(";") if part]
-    if not parts or any(len(p) != 2 or not p[0].isidentifier() or not p[1] for p in parts): raise ValueError(f"what is varied must be like gradient=0,2;cycle=3,10, got {text!r}")
-    names, values = [p[0] for p in parts], [[_value(v) for v in p[1].split(",")] for p in parts]
-    if len(set(names)) < len(names) or any(len(set(v)) < len(v) for v in values): raise ValueError(f"names and values must differ, got {text!r}")
-    return [dict(zip(names, one)) for one in product(*values)]
-
-def _value(text: str):
-    "A number if it is one."
-    for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
-    return text
