@@ -52,9 +52,7 @@ def accident(seeds: int, questions: int) -> float:  # seeds of each setting
     "How often trainings that come out well or badly by the toss of a coin seem to differ in at least one question."
     return min(1., questions*2/4**seeds)
 
-def holm(
-    p: list[float],  # nan where a question cannot be answered; such a question is not counted
-) -> list[float]:    # in the same order; Holm 1979
+def holm(p: list[float]) -> list[float]:  # nan where a question cannot be answered, which is not counted; Holm 1979
     "Each p corrected for the number of questions."
     p, asked = np.asarray(p, float), np.flatnonzero(~np.isnan(p))
     order = asked[np.argsort(p[asked], kind="stable")]
@@ -89,9 +87,7 @@ def known(value) -> bool:
     "A finite number, and no yes or no."
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and isfinite(value)
 
-def stuck(
-    losses: list,  # of one segmentation training, in the order of its steps; the loss of adversaries need not fall
-) -> str:  # "" if it moved
+def stuck(losses: list) -> str:  # of one segmentation training, in the order of its steps; adversaries' need not fall. "" if it moved
     "Why a training counts as failed, told from its losses."
     if any(v is not None and not known(v) for v in losses): return "its loss is not finite"
     losses = [v for v in losses if known(v)]
