@@ -22,6 +22,7 @@ from ..volumes.read import read_volume
 from ..volumes.resample import fits
 from ..volumes.trust import trust
 from ..volumes.volume import Volume, reorient
+from ..volumes.volume import Volume, aligned, reorient
 
 # %% ../../nbs/2_data/03_datasets.ipynb #1e9f14ba
 def inplane_shape(
@@ -108,7 +109,7 @@ def align_labels(
     labels: Volume,  # its labels, perhaps with the axes in another order
 ) -> Volume:  # labels with the axes of the scan; every voxel stays where it is
     "Labels whose axes run as those of the scan; the affines decide, not the arrays."
-    return reorient(labels, image.axcodes) if labels.axcodes != image.axcodes else labels
+    return aligned(image, labels) or reorient(labels, image.axcodes)
 
 # %% ../../nbs/2_data/03_datasets.ipynb #84892ebc
 def draw_slice(

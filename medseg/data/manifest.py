@@ -143,11 +143,10 @@ def _check_truths(path: Path, items: list[Item]):
 # %% ../../nbs/2_data/01_manifest.ipynb #3054f867
 def _refuse_twice(path: Path, what: str, same: list[Item]):
     "InputError for one scan or one label map that stands in a manifest more than once."
-    told = ", ".join(f"{getattr(i, what)} of subject {i.subject}{f' ({i.split})' if i.split else ''}" for i in same[:4])
-    sides = {i.split for i in same if i.split}
-    code = "split_leak" if len(sides) > 1 else "manifest_doubled"
-    raise InputError(code, path, what, f"one scan {len(same)} times, or equal copies of it: {told}" if what == "image" else f"one label map for {len(same)} scans, or equal copies of it: {told}",
-                     f"each {what} once", "drop the lines that repeat it" if what == "image" else "give each scan its own labels")
+    told = " and ".join(f"{getattr(i, what).name} of subject {i.subject}{f' ({i.split})' if i.split else ''}" for i in same[:2])
+    code = "split_leak" if len({i.split for i in same if i.split}) > 1 else "manifest_doubled"
+    found = f"one {what} under {len(same)} names or in copies: {told}"
+    raise InputError(code, path, what, found, f"each {what} once", f"drop the lines that repeat the {what}")
 
 def _check_labels(path: Path, items: list[Item]):
     "Refuse a label map that is a scan of the manifest too, or of two subjects; empty ones may be alike."
@@ -359,7 +358,7 @@ def data_digest(
     items: list[Item],  # all scans of a run
 ) -> str:  # 16 hexadecimal digits
     "A digest of the scans and label maps of a run, whatever their names and their order."
-    def one(i): return digest(i.split, *(scan_digest(p) if p and Path(p).exists() else "none" for p in (i.image, i.label)))
+    def one(i): return digest(i.split, *(scan_digest(p) if p and Path(p).exists() else "none" for p in (i.image, i.label, i.truth)))
     return digest(*sorted(map(one, items)))
 
 # %% ../../nbs/2_data/01_manifest.ipynb #8ce4eb8b

@@ -30,7 +30,7 @@ def bone(
 
     Example: medseg bone anna_ct.nii.gz -o anna_bone.nii.gz --mesh anna_bone.stl"""
     from medseg.translate.bone import METHODS, bone_mask
-    from medseg.translate.mesh import bone_mesh, check_mesh_name, write_mesh
+    from medseg.translate.mesh import bone_mesh, check_mesh_name, unlike, write_mesh
     from medseg.volumes.read import read_volume, scan_files
     from medseg.volumes.trust import trust
     from medseg.volumes.write import write_labels
@@ -44,9 +44,11 @@ def bone(
     found, facts = bone_mask(scan, method, threshold, least_ml)
     write_labels(out, found)
     surface = bone_mesh(found) if mesh and found.voxels.any() else None
-    if surface: write_mesh(mesh, surface)
+    if surface:
+        write_mesh(mesh, surface)
+        if words := unlike(surface): facts["warnings"].append(words)
     elif mesh: facts["warnings"].append("no mesh: there is no bone to draw")
-    if as_json: return say(dict(mask=out, asked=asked, **facts, **(dict(mesh=mesh, triangles=len(surface.faces), closed=surface.closed, mesh_ml=round(surface.volume_ml, 2)) if surface else {})))
+    if as_json: return say(dict(mask=out, asked=asked, **facts, **(dict(mesh=mesh, triangles=len(surface.faces), closed=surface.closed, mesh_ml=round(surface.volume_ml, 2), mesh_gained=round(surface.gained, 4), mesh_dice=round(surface.overlap, 4)) if surface else {})))
     print(f"{out}: {facts['volume_ml']:.1f} ml of bone in {facts['parts']} parts above {facts['threshold_hu']} HU ({facts['method']})")
-    if surface: print(f"{mesh}: {len(surface.faces)} triangles, mm, RAS+")
+    if surface: print(f"{mesh}: {len(surface.faces)} triangles, mm, RAS+; {surface.volume_ml:.1f} ml, {100*surface.gained:+.1f} % of the mask's")
     for line in facts["warnings"]: typer.echo(f"warning: {line}", err=True)

@@ -31,7 +31,7 @@ def demo_runs(
     few: int = 4,        # up to so many subjects without a split, each is held out once
 ) -> list[dict]:  # parameters of each run, with its name
     "The runs of the demo: folds for a handful of subjects, seeds otherwise."
-    names = sorted(subjects(items))
+    names = sorted(subjects([i for i in items if i.split != "validation"]))
     if len(names) < 2: raise ValueError(f"the demo needs at least 2 subjects, one to train on and one to predict; got {names}")
     if any(i.split == "test" for i in items) or len(names) > few: return [dict(settings, name=f"seed {s}", seed=s) for s in seeds]
     return [dict(settings, name=f"{n} held out", hold_out=n, seed=seeds[0]) for n in names]

@@ -161,6 +161,8 @@ def related(
     if as_json: return say(found)
     draw(f"{len(found['groups'])} groups", [dict(group=i, path=p) for i, g in enumerate(found["groups"], 1) for p in g], ["group", "path"])
     draw(f"{len(found['links'])} links", found["links"], ["a", "b", "kind", "evidence"])
+    for name, rows in (("too small: linked by equal values only", [dict(path=p) for p in found["small"]]), ("not compared", found["left_out"])):
+        if rows: draw(f"{len(rows)} {name}", rows, ["path", "message"][:len(rows[0])])
 
 # %% ../../nbs/6_log/03a_terminal.ipynb #0e7b02e7
 @app.command()

@@ -75,9 +75,9 @@ def planned(
     from dataclasses import fields
     from medseg.log.execute import typed
     from medseg.translate.settings import Settings, settings_from
-    known = {f.name: f.default for f in fields(Settings)} | dict(patch="96", batch=1)
+    known = {f.name: f.default for f in fields(Settings) if f.name != "spacing"} | dict(patch="96", batch=1)   # millimetres take no memory
     if unknown := [n for n in given if n not in known]: raise InputError("parameter_unknown", "plan", "parameters", ", ".join(unknown), f"only {', '.join(known)}", "correct the name")
-    values = {n: typed(n, v, float(known[n]) if n == "dims" else known[n], "plan") for n, v in given.items() if n not in ("spacing",)}
+    values = {n: typed(n, v, float(known[n]) if n == "dims" else known[n], "plan") for n, v in given.items()}
     text, batch = values.pop("patch", "96"), values.pop("batch", 1)
     try: sides = tuple(int(n) for n in text.split(","))
     except ValueError: sides = ()

@@ -170,7 +170,7 @@ def launch(
             failed = _watch(running)
         finally: _end(running)
         if failed: _complain(failed, running, Path(folder))
-        return [json.loads((Path(folder)/f"result_{r}.json").read_text()) for r in range(processes)]
+        return [json.loads((Path(folder)/f"result_{r}.json").read_text(encoding="utf-8")) for r in range(processes)]
 
 # %% ../../nbs/3_train/04_launch.ipynb #fb062af2
 def _run(environment: dict, work: Callable, rank: int, size: int, folder: str, args: tuple, threads: int, cpu: bool, seconds: float):
@@ -214,7 +214,7 @@ def _end(running: list):
 # %% ../../nbs/3_train/04_launch.ipynb #14e73bda
 def _complain(failed: list[int], running: list, folder: Path):
     "RankError about the process that failed first."
-    told = {r: json.loads(file.read_text()) for r in failed if (file := folder/f"error_{r}.json").is_file()}
+    told = {r: json.loads(file.read_text(encoding="utf-8")) for r in failed if (file := folder/f"error_{r}.json").is_file()}
     killed = [r for r in failed if r not in told]
     first = killed[0] if killed else min(told, key=lambda r: told[r]["at"])
     code = running[first].exitcode

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEAST_VOLUMES', 'LEAST_APART', 'SCORES', 'Plan', 'changed', 'noted', 'draws_digest', 'Tester', 'read_testers',
-           'same_person', 'alike', 'shows_sameness', 'examine', 'on_par', 'compare']
+           'same_person', 'alike', 'shows_sameness', 'examine', 'on_par', 'compare', 'grid']
 
 # %% ../../nbs/5_translate/14_trial.ipynb #7a140002
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 from torch import nn
@@ -152,3 +153,21 @@ def compare(
     found = arms([dict(r, arm=i) for i, part in enumerate((first, second)) for r in part], "arm", score)
     (name, values), = apart.items()
     return dict(differ=[name], says=told, questions=differ(*found.values(), score, tuple(f"{name} {v}" for v in values)) if len(found) == 2 else [])
+
+# %% ../../nbs/5_translate/14_trial.ipynb #5fcf6021
+def grid(
+    text: str,  # such as gradient=0,2;cycle=3,10
+) -> list[dict]:  # one for each combination: name -> number, or text where it is no number
+    "All combinations of the values."
+    parts = [part.split("=") for part in text.replace(" ", "").split(";") if part]
+    if not parts or any(len(p) != 2 or not p[0].isidentifier() or not p[1] for p in parts): raise ValueError(f"what is varied must be like gradient=0,2;cycle=3,10, got {text!r}")
+    names, values = [p[0] for p in parts], [[_value(v) for v in p[1].split(",")] for p in parts]
+    if len(set(names)) < len(names) or any(len(set(v)) < len(v) for v in values): raise ValueError(f"names and values must differ, got {text!r}")
+    return [dict(zip(names, one)) for one in product(*values)]
+
+def _value(text: str):
+    "A number if it is one."
+    for kind in (int, float):
+        try: return kind(text)
+        except ValueError: pass
+    return text

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLUS', 'TRUNK_MM', 'ALONG', 'ACROSS', 'NEEDED', 'SIDES', 'TRUNK_LEAST', 'slice_axis', 'Look', 'look', 'z_ratio',
-           'orientation', 'body_size', 'organ_heights', 'measure', 'content_of']
+           'orientation', 'body_size', 'organ_heights', 'voxel_digest', 'measure', 'content_of']
 
 # %% ../../nbs/1_volumes/11_content.ipynb #ffb64ac6
+import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -262,18 +263,29 @@ def organ_heights(
     rows = {organ: [k for k, s in enumerate(slices) if organ in s] for organ in set().union(*slices)}
     return {int(organ): (k[-1] - k[0] + 1)*labels.spacing[axis] for organ, k in sorted(rows.items()) if 0 < k[0] and k[-1] < len(slices) - 1}
 
+# %% ../../nbs/1_volumes/11_content.ipynb #7b0c1f02
+def voxel_digest(
+    v: Volume,  # the scan
+) -> str:
+    "The digest of the voxels in RAS order; the same for a copy in another format or type."
+    home = reorient(v).voxels
+    told = hashlib.sha256(str(home.shape).encode())
+    for part in home: told.update(np.ascontiguousarray(part, np.float32))
+    return told.hexdigest()
+
 # %% ../../nbs/1_volumes/11_content.ipynb #672883b2
 def measure(
     v: Volume,                     # the scan
     path: str = "",                # for the row
     labels: Volume | None = None,  # its labels, for the heights of organs
-) -> dict:  # path, why, ct, whole, axis, ratio, ratio_header, spread, gap (log of the two), low, high (95 %), agrees, z20_mm, sizes, orientation, organs
+) -> dict:  # path, why, ct, whole, axis, ratio, ratio_header, spread, gap (log of the two), low, high (95 %), agrees, z20_mm, sizes, seen_mm (body in the plane, cut off or not), orientation, organs, voxels (their digest)
     "What the content of one scan says about its geometry."
-    row = dict(path=str(path), why="", organs=organ_heights(labels) if labels else {})
+    row = dict(path=str(path), why="", organs=organ_heights(labels) if labels else {},
+               voxels=voxel_digest(v))
     try: one = look(v)
     except ValueError as error: return row | dict(why=one_line(error), ratio=None, gap=None, agrees="cannot tell")
     (ratio, spread), header = z_ratio(one), one.slice_mm/one.pixel_mm
-    row |= dict(ct=one.ct, whole=one.whole, axis=one.axis, ratio_header=header, **body_size(one), orientation=orientation(one))
+    row |= dict(ct=one.ct, whole=one.whole, axis=one.axis, ratio_header=header, seen_mm=one.across, **body_size(one), orientation=orientation(one))
     if not np.isfinite(ratio): return row | dict(why="it changes too little in the plane, or too much from slice to slice", ratio=None, gap=None, agrees="cannot tell")
     gap = float(np.log(ratio/header))
     agrees = "contradicts" if abs(gap) > 3*spread else "cannot tell" if spread > .7 else "agrees"

@@ -46,14 +46,16 @@ def _coverage(path: str):
 # %% ../../nbs/1_volumes/10a_coverage.ipynb #29951aae
 def plot_coverage(
     seen: dict,       # from `coverage_of`
-    most: int = 24,   # labels; those in most scans first
+    most: int = 120,  # labels; those in most scans first, and the figure says how many it leaves out
 ):  # the matplotlib figure, or None if there are no labels
     "Whole, cut or absent for each label, and the heights of the whole ones."
     from matplotlib.figure import Figure
-    labels = sorted({r["label"] for r in seen["rows"]}, key=lambda k: (-sum(r["label"] == k for r in seen["rows"]), k))[:most]
+    labels = sorted({r["label"] for r in seen["rows"]}, key=lambda k: (-sum(r["label"] == k for r in seen["rows"]), k))
     if not labels: return None
+    left_out, labels = len(labels[most:]), labels[:most]
     fig = Figure(figsize=(9, 1.2 + .24*len(labels)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
+    if left_out: fig.suptitle(f"the {most} labels in most scans; {left_out} others are left out", fontsize=8)
     mine = {k: [r for r in seen["rows"] if r["label"] == k] for k in labels}
     whole = [sum(not r["cut"] for r in mine[k]) for k in labels]; cut = [sum(bool(r["cut"]) for r in mine[k]) for k in labels]
     places, absent = range(len(labels)), [seen["scans"] - a - b for a, b in zip(whole, cut)]

@@ -122,8 +122,7 @@ def _meaning(path: Path, kind: str, f: dict) -> tuple:
     "Shape, type and affine that a text header states."
     if kind == "nrrd" and (odd := set(f) - _NRRD): _unclear(path, f"{len(odd)} of its fields", "the fields of an NRRD header")
     if kind == "nrrd" and f.get("endian", "little") not in ("little", "big"): _unclear(path, "endian", "little or big")
-    kinds = re.split("[ \t]+", f.get("kinds", "none").lower())
-    if kind == "nrrd" and set(kinds) - _KINDS: _unclear(path, "kinds", "the words of the NRRD format")
+    if kind == "nrrd" and set(kinds := re.split("[ \t]+", f.get("kinds", "none").lower())) - _KINDS: _unclear(path, "kinds", "the words of the NRRD format")
     if kind == "meta" and f.get("objecttype", "").lower() != "image": _unclear(path, "ObjectType", "Image")
     name, count, sizes = (f.get(k, "") for k in (("type", "dimension", "sizes") if kind == "nrrd" else ("elementtype", "ndims", "dimsize")))
     if not re.fullmatch("[1-9]", count): _unclear(path, "dimension", "a number of axes from 1 to 9")

@@ -23,12 +23,14 @@ def _short(path: str) -> str:
     return (p.name if p.name not in ("ct.nii.gz", "mr.nii.gz", "image.nii.gz", "dicom") else f"{p.parent.name}/{p.name}")[-28:].replace("$", "")  # a dollar would start a formula
 
 def _draw(ax, rows: list, x: str, y: str, liars: set):
-    "One mark a row; the first eight liars are named."
+    "One mark a row; the first eight liars are named, and it is said if there are more."
     rows = [(r, r[x], r[y]) for r in rows if r.get(x) and r.get(y)]
     for bad, style in ((False, dict(marker="o", c="tab:blue")), (True, dict(marker="x", c="tab:red"))):
         here = [(a, b) for r, a, b in rows if (r["path"] in liars) == bad]
         if here: ax.scatter(*zip(*here), s=18, alpha=.7, **style)
-    for r, a, b in [row for row in rows if row[0]["path"] in liars][:8]: ax.annotate(_short(r["path"]), (a, b), fontsize=5, xytext=(3, 3), textcoords="offset points")
+    named = [row for row in rows if row[0]["path"] in liars]
+    if len(named) > 8: ax.set_title(f"8 of {len(named)} crosses carry their names", fontsize=7)
+    for r, a, b in named[:8]: ax.annotate(_short(r["path"]), (a, b), fontsize=5, xytext=(3, 3), textcoords="offset points")
 
 # %% ../../nbs/1_volumes/11b_zpage.ipynb #2a6d5782
 def plot_verdict(
@@ -61,13 +63,13 @@ table{border-collapse:collapse;font-size:.9em}th,td{padding:.25em .8em;text-alig
 .answer{font-size:1.25em;border-left:4px solid #2a8f86;padding-left:.8em}.scroll{overflow-x:auto}img{max-width:100%;height:auto;background:#fff}</style></head><body><main>
 <h1>Does the scale change with z?</h1><p class="answer"><strong>{{ v.answer|replace("_", " ") }}</strong></p><p>{{ v.words }}</p>
 <p>{{ v.scans }} scans, {{ v.measured }} of them measured from content, {{ found.refused|length }} files refused.</p>
-<figure><img alt="Depth, coverage, thickness and content against spacing" src="{{ picture }}"><figcaption>Crosses do not fit.</figcaption></figure>
+<figure><img alt="Depth, coverage, thickness and content against spacing" src="{{ picture }}"><figcaption>Crosses do not fit. All {{ v.scans }} scans are drawn where the numbers are known.</figcaption></figure>
 {% if organs %}<figure><img alt="In how many scans each label is whole, cut off or absent" src="{{ organs }}"><figcaption>Labels in the label maps of the collection: whole, cut off at an end of the scan, or absent.</figcaption></figure>{% endif %}
 {% macro table(title, head, rows) %}{% if rows %}<h2>{{ title }}</h2><div class="scroll"><table><thead><tr>{% for h in head %}<th scope="col">{{ h }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows[:200] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if rows|length > 200 %}<p>and {{ rows|length - 200 }} more.</p>{% endif %}{% endif %}{% endmacro %}
-{{ table("Headers that contradict content", ["scan", "why"], liars) }}{{ table("How sizes go with spacing and depth", ["size", "power", "95 % interval", "scans"], slopes) }}
-{{ table("Thickness is not spacing", ["scan", "spacing, mm", "thickness, mm"], thick) }}{{ table("Content could not be measured", ["scan", "why"], dark) }}
+{{ table("Headers that contradict content", ["scan", "why"], liars) }}{{ table("How sizes go with spacing and depth", ["size", "power", "90 % interval", "scans"], slopes) }}
+{{ table("Copies of another scan, not counted again", ["scan", "copy of"], copies) }}{{ table("Thickness is not spacing", ["scan", "spacing, mm", "thickness, mm"], thick) }}{{ table("Content could not be measured", ["scan", "why"], dark) }}
 {{ table("Refused", ["file", "code", "why"], refused) }}{{ table("All scans", ["scan", "spacing, mm", "slices", "coverage, mm", "spacing by content, mm (95 %)"], rows) }}
 </main></body></html>
 """)
@@ -89,5 +91,5 @@ def survey_page(
     slopes = [(name.replace("_", " "), f"{s['slope']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}", s["n"]) for name, s in verdict["slopes"].items() if s]
     rows = [(r["path"], f"{r['spacing']:.3g}", r["depth"], f"{r['extent']:.0f}", f"{r['low']*r['pixel']:.2g} to {r['high']*r['pixel']:.2g}" if r["measured"] else "–") for r in verdict["rows"]]
     thick = [(r["path"], f"{r['spacing']:.3g}", f"{r['thickness']:.3g}") for r in verdict["thickness_not_spacing"]]
-    return _page.render(v=verdict, found=found, liars=[(x["path"], x["why"]) for x in verdict["liars"]], slopes=slopes, rows=rows, thick=thick, dark=[(r["path"], r["why"]) for r in verdict["not_measured"]],
+    return _page.render(v=verdict, found=found, liars=[(x["path"], x["why"]) for x in verdict["liars"]], slopes=slopes, copies=[(r["path"], r["of"]) for r in verdict["copies"]], rows=rows, thick=thick, dark=[(r["path"], r["why"]) for r in verdict["not_measured"]],
                         refused=[(r["path"], r["code"], r["message"]) for r in found["refused"]], picture=_data_uri(plot_verdict(verdict)), organs=_data_uri(drawn) if drawn else "")
