@@ -21,7 +21,6 @@ from ..volumes.intensity import window
 from ..volumes.read import read_volume
 from ..volumes.resample import fits
 from ..volumes.trust import trust
-from ..volumes.volume import Volume, reorient
 from ..volumes.volume import Volume, aligned, reorient
 
 # %% ../../nbs/2_data/03_datasets.ipynb #1e9f14ba
