@@ -51,7 +51,6 @@ from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means, evaluate
 from medseg.segment.predict import Recipe, load_model, predict, save_model, trained_on
 from medseg.segment.report import best_slice, mark_empty, overlay_figure
-from medseg.train.bands import bands
 from medseg.train.statistics import bands
 from medseg.train.loop import fit, seed_everything
 from medseg.volumes.files import write_json

@@ -9,7 +9,6 @@ __all__ = ['COLUMNS', 'SPLITS', 'Item', 'read_manifest', 'subjects', 'write_mani
 # %% ../../nbs/2_data/01_manifest.ipynb #5b8d5144
 import csv
 import io
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..volumes.container import tell_mended
+from .msd import read_dataset
 from ..volumes.files import InputError, check_folder, digest, file_id, one_line, safe_name, write_text
 from ..volumes.identity import same_scans, scan_digest
 from ..volumes.read import read_volume
@@ -44,7 +43,7 @@ def read_manifest(
 ) -> list[Item]:  # at least one; every file exists; no subject on two sides of a split
     "The items of a manifest. InputError names the line or the file that is wrong."
     path = Path(path)
-    if path.is_dir(): items = _read_msd(path)
+    if path.is_dir(): items = [Item(**row) for row in read_dataset(path)]
     elif path.is_file(): items = _read_csv(path)
     else: raise InputError("manifest_missing", path, "path", "nothing there", "a CSV file or a folder with dataset.json", "check the path")
     if not items: raise InputError("manifest_empty", path, "rows", "none", "at least one scan", "add a line for each scan")
@@ -159,111 +158,6 @@ def _check_labels(path: Path, items: list[Item]):
         same = [labelled[k] for k in group]
         if len({i.subject for i in same}) > 1 and read_volume(same[0].label, "labels").voxels.any():
             _refuse_twice(path, "label", same)
-
-# %% ../../nbs/2_data/01_manifest.ipynb #95594cfc
-def _once(pairs: list) -> dict:
-    "A JSON object as a dictionary; ValueError if it names something twice."
-    found = dict(pairs)
-    if len(found) < len(pairs): raise ValueError("a name stands twice")
-    return found
-
-def _read_json(about: Path) -> dict:
-    "What dataset.json says."
-    if not about.is_file():
-        raise InputError("manifest_missing", about.parent, "dataset.json", "no such file", "an MSD or nnU-Net folder", "name the folder that holds dataset.json")
-    try: told = json.loads(about.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as e: raise InputError("manifest_json", about, "text", e, "valid JSON", "repair the file") from None
-    if not isinstance(told, dict): _no_json(about, "text", type(told).__name__, "an object with names")
-    return told
-
-def _no_json(about: Path, field: str, found, needs: str, do: str = "correct dataset.json, or write a CSV manifest"):
-    raise InputError("manifest_json", about, field, found, needs, do)
-
-# %% ../../nbs/2_data/01_manifest.ipynb #50b53eb3
-_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")   # of nnU-Net, for the formats read here
-
-def _one_channel(about: Path, told: dict) -> str:  # such as "CT"; "" where it is not told
-    "The modality that dataset.json states; InputError for what cannot be obeyed."
-    channels = told.get("channel_names", told.get("modality", {}))
-    names = [str(n) for n in (channels.values() if isinstance(channels, dict) else channels if isinstance(channels, list) else [channels])]
-    if len(names) > 1: _no_json(about, "channel_names or modality", f"{len(names)} channels", "one channel", "list the files of the one that you want in a CSV manifest")
-    if (reader := told.get("overwrite_image_reader_writer", _READERS[0])) not in _READERS: _no_json(about, "overwrite_image_reader_writer", reader, "a reader of 3-D scans: " + ", ".join(_READERS))
-    if told.get("validation"): _no_json(about, "validation", "cases", "only training and test")
-    if not isinstance(labels := told.get("labels", {}), dict): _no_json(about, "labels", type(labels).__name__, "an object of names and numbers")
-    if "ignore" in {str(x).lower() for x in (*labels, *labels.values())}: _no_json(about, "labels", "ignore", "labels that all mean something")
-    name = names[0] if names else ""
-    return {"MRI": "MR"}.get(name.upper(), name.upper() if name.upper() in ("CT", "MR") else name)
-
-# %% ../../nbs/2_data/01_manifest.ipynb #2d7ceb6f
-_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr")
-
-def _halves(name: str, ending: str | None = None) -> tuple[str, str]:
-    "The name of a case and the ending of its file."
-    end = next((e for e in (ending, *_ENDINGS) if e and name.endswith(e)), "")
-    return name[:len(name) - len(end)].removesuffix("_0000"), end
-
-def _first_channel(about: Path, image: Path) -> Path:
-    "The file of a case, which may be marked as the first channel; InputError if there is a second one."
-    case, end = _halves(image.name)
-    if (image.parent/f"{case}_0001{end}").exists(): _no_json(about, f"case {case}", "a second channel, _0001", "one channel", "list the files of the one that you want in a CSV manifest")
-    marked = image.parent/f"{case}_0000{end}"
-    return marked if marked.exists() and not image.exists() else image
-
-# %% ../../nbs/2_data/01_manifest.ipynb #fb7f2bc1
-def _listed(about: Path, key: str, cases) -> list[tuple]:  # (image, label or None)
-    "The files of a list in dataset.json."
-    if isinstance(cases, dict): cases = [dict(image=c.get("images"), label=c.get("label")) if isinstance(c, dict) else c for c in cases.values()]
-    if not isinstance(cases, list): _no_json(about, key, type(cases).__name__, "a list of cases")
-    return [_pair(about, f"{key}[{n}]", {"image": c} if isinstance(c, str) else c, key != "test") for n, c in enumerate(cases)]
-
-def _pair(about: Path, field: str, case, labelled: bool) -> tuple:
-    "Image and label of one case."
-    if not isinstance(case, dict) or set(case) - {"image", "label"}: _no_json(about, field, str(case)[:80], "an image and a label")
-    image, label = ([v] if isinstance(v, str) else v for v in (case.get("image"), case.get("label") or []))
-    if not isinstance(image, list) or not isinstance(label, list) or len(image) != 1 or len(label) not in ((1,) if labelled else (0, 1)):
-        _no_json(about, field, str(case)[:80], "one image and one label")
-    file = (about.parent/image[0]).absolute()
-    return file if file.exists() else _first_channel(about, file), (about.parent/label[0]).absolute() if label else None
-
-# %% ../../nbs/2_data/01_manifest.ipynb #4338c552
-def _beside(about: Path, labels: str, image: Path, ending: str | None, needed: bool = False) -> Path | None:
-    "The label of a case in the folder for labels, if it is there or needed."
-    label = (about.parent/labels/"".join(_halves(image.name, ending))).absolute()
-    return label if needed or label.exists() else None
-
-def _found(about: Path, ending: str | None, images: str, labels: str) -> list[tuple]:  # (image, label)
-    "The files of a folder that no list names."
-    files = sorted((about.parent/images).glob(f"*_0000{ending}" if ending else "*.nii*"))
-    files = [_first_channel(about, f.absolute()) for f in files if f.name[0] != "."]
-    return [(f, _beside(about, labels, f, ending, images == "imagesTr")) for f in files]
-
-# %% ../../nbs/2_data/01_manifest.ipynb #5df29d35
-def _side(about: Path, told: dict, keys: tuple, count: str, images: str, labels: str) -> list[tuple]:
-    "The pairs of one side, as many as dataset.json says; RepairWarning for files that it does not list."
-    key = next((k for k in keys if k in told), None)
-    pairs = _listed(about, key, told[key]) if key else _found(about, told.get("file_ending"), images, labels)
-    if count in told and str(told[count]) != str(len(pairs)):
-        raise InputError("manifest_count", about, count, told[count], f"the number of cases, which is {len(pairs)}", "complete the download, or correct dataset.json")
-    used = {image.resolve() for image, _ in pairs}
-    if key == "test": pairs = [(i, l or _beside(about, labels, i, told.get("file_ending"))) for i, l in pairs]
-    left = [f.name for f in sorted((about.parent/images).glob("*")) if f.name[0] != "." and f.resolve() not in used]
-    if left: tell_mended(about, [("manifest_left_out", f"{len(left)} files of {images} are no case of it and were left out, such as {left[0]}")])
-    return pairs
-
-# %% ../../nbs/2_data/01_manifest.ipynb #43bd92f5
-def _read_msd(folder: Path) -> list[Item]:
-    "The training cases of an MSD or nnU-Net folder, and its test cases."
-    about = folder/"dataset.json"
-    told = _read_json(about)
-    modality = _one_channel(about, told)
-    train = _side(about, told, ("training", "dataset"), "numTraining", "imagesTr", "labelsTr")
-    test = _side(about, told, ("test",), "numTest", "imagesTs", "labelsTs")
-    return [Item(name, *pair, split, modality) for pairs, split in ((train, ""), (test, "test")) for name, pair in zip(_cases(pairs, told.get("file_ending")), pairs)]
-
-def _cases(pairs: list[tuple], ending: str | None) -> list[str]:
-    "The names of cases: that of the file, with its folder where files are called alike."
-    names = [_halves(image.name, ending)[0] for image, _ in pairs]
-    return [f"{image.parent.name}/{name}" if names.count(name) > 1 else name for name, (image, _) in zip(names, pairs)]
 
 # %% ../../nbs/2_data/01_manifest.ipynb #7281d077
 def write_manifest(

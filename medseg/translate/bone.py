@@ -12,7 +12,7 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt, label as co
 from skimage.filters import apply_hysteresis_threshold, threshold_multiotsu, threshold_yen
 
 from .scores import BONE_HU, otsu
-from ..volumes.volume import Volume, grid_gap, reorient, same_grid
+from ..volumes.volume import Volume, reorient, same_grid
 from ..volumes.unit import doubt_ct
 
 # %% ../../nbs/5_translate/13_bone.ipynb #b26242b8

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['PLUS', 'TRUNK_MM', 'ALONG', 'ACROSS', 'NEEDED', 'SIDES', 'TRUNK_LEAST', 'slice_axis', 'Look', 'look', 'z_ratio',
-           'orientation', 'body_size', 'organ_heights', 'voxel_digest', 'measure', 'content_of']
+           'orientation', 'body_size', 'organ_heights', 'measure', 'content_of']
 
 # %% ../../nbs/1_volumes/11_content.ipynb #ffb64ac6
-import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import binary_erosion, binary_opening, gaussian_filter, label
+from scipy.ndimage import binary_erosion, binary_opening, gaussian_filter, generate_binary_structure, label
 
 from .files import InputError, one_line
+from .identity import voxel_digest
 from .many import spread as spread_work
 from .read import read_volume
 from .tube import tube_place
@@ -53,8 +53,7 @@ def _threshold(grey: np.ndarray, ct: bool) -> float:
     return float((mid[np.argmax((mean[-1]*w - mean)**2/np.maximum(w*(1 - w), 1e-9))] + low)/2)
 
 # %% ../../nbs/1_volumes/11_content.ipynb #25ffd4f7
-PLUS = np.zeros((3, 3, 3), bool)   # neighbours in the slice
-PLUS[:, 1, 1] = PLUS[1, :, 1] = True
+PLUS = generate_binary_structure(3, 1) & (np.arange(3) == 1)   # neighbours in the slice
 
 def _body(grey: np.ndarray, ct: bool) -> np.ndarray:  # bool
     "The largest piece of each slice, with its holes filled."
@@ -263,16 +262,6 @@ def organ_heights(
     rows = {organ: [k for k, s in enumerate(slices) if organ in s] for organ in set().union(*slices)}
     return {int(organ): (k[-1] - k[0] + 1)*labels.spacing[axis] for organ, k in sorted(rows.items()) if 0 < k[0] and k[-1] < len(slices) - 1}
 
-# %% ../../nbs/1_volumes/11_content.ipynb #7b0c1f02
-def voxel_digest(
-    v: Volume,  # the scan
-) -> str:
-    "The digest of the voxels in RAS order; the same for a copy in another format or type."
-    home = reorient(v).voxels
-    told = hashlib.sha256(str(home.shape).encode())
-    for part in home: told.update(np.ascontiguousarray(part, np.float32))
-    return told.hexdigest()
-
 # %% ../../nbs/1_volumes/11_content.ipynb #672883b2
 def measure(
     v: Volume,                     # the scan
@@ -293,15 +282,15 @@ def measure(
 
 # %% ../../nbs/1_volumes/11_content.ipynb #2ab03dbb
 def content_of(
-    paths,             # of scans, or the table of `survey`
-    labels: dict = {}, # path of a scan -> path of its labels, where there are any
+    paths,                # of scans, or the table of `survey`
+    labels: dict = {},    # path of a scan -> path of its labels, where there are any
     workers: int = 1,     # processes on this machine
     scheduler: str = "",  # address of a dask scheduler, whose workers are used instead
 ) -> dict:  # {path: row of `measure`}
     "Measure the content of many scans."
     if isinstance(paths, dict): paths = [row["path"] for row in paths["volumes"] if "label_like" not in row["flags"]]
-    pairs = [(str(path), labels.get(str(path))) for path in paths]
-    return {row["path"]: row for row in spread_work(_measured, pairs, workers, scheduler, batch=2)}
+    rows = spread_work(_measured, [(str(p), labels.get(str(p))) for p in paths], workers, scheduler, batch=2)
+    return {row["path"]: row for row in rows}
 
 def _measured(pair: tuple) -> dict:
     "The content of one scan, or the reason why there is none."

@@ -9,7 +9,7 @@ __all__ = ['WHOLE', 'TRUNK', 'LIMB', 'FEW', 'BODY_MM', 'MOST', 'depth_shares', '
 # %% ../../nbs/1_volumes/11a_zdepth.ipynb #ab5dbbbd
 import numpy as np
 
-from .content import NEEDED, TRUNK_MM, slice_axis
+from .content import NEEDED, SIDES, TRUNK_MM, slice_axis
 from .margin import MARGIN, SURE, judge
 from .trend import VARIES, one_each, slope
 from .zwords import in_words
@@ -139,10 +139,6 @@ def _score(
     r["vouched"] = trunks and float(np.hypot(r["gap_score"], r["size_score"])) <= r["limit"]
 
 # %% ../../nbs/1_volumes/11a_zdepth.ipynb #c0542d33
-_WAYS = dict(back="front and back seem exchanged: the spine lies at the front",
-             top="top and bottom seem exchanged: the lungs lie below",
-             liver="left and right seem exchanged: the liver lies on the left")
-
 def name_liars(
     rows: list[dict],  # from `score_rows`
 ) -> list[dict]:  # path, why, score; the worst first
@@ -162,7 +158,7 @@ def _contradictions(
     r: dict,  # from `score_rows`
 ) -> list[str]:
     "In which ways one header contradicts its content; empty if it does not."
-    why, half = [_WAYS[n] for n in r["turned"]], .5*r["limit"]
+    why, half = [SIDES[n] for n in r["turned"]], .5*r["limit"]
     far = np.hypot(r["gap_score"], r["size_score"]) > r["limit"]
     no_body = r["seen_mm"] and not BODY_MM[0] < r["seen_mm"] < BODY_MM[1]
     if far and abs(r["gap_score"]) > half:
