@@ -199,7 +199,8 @@ def logit_rank(
     x: torch.Tensor,         # one batch of input; needs at least as many pixels as outputs
     smallest: float = 1e-5,  # singular values below this share of the largest count as 0
 ) -> tuple[int, torch.Tensor]:  # the rank, and all singular values, largest first
-    "How many dimensions the logits of `net` span over the pixels of `x`, the bias taken off."
+    "How many dimensions the logits of `net`, moved a little, span over the pixels of `x`, without bias."
+    net = nudged(net)   # a fresh head is undecided, which takes one dimension away until it learns
     maps = F.conv2d(net.features(x), net.head.weight)
     values = torch.linalg.svdvals(maps.movedim(1, -1).flatten(0, -2).double())
     return int((values > smallest*values[0]).sum()), values

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .container import peek
 from .files import InputError, digest, file_id
 from .read import scan_files
 from .volume import Volume, reorient
@@ -24,7 +25,10 @@ def scan_digest(
     path: str | Path,  # a scan or a label map: a file, or the folder of a series
 ) -> str:  # 16 hexadecimal digits
     "A digest of all bytes that the voxels of a scan are read from."
-    return digest(*sorted(digest(file) for file in scan_files(path)))
+    try: return digest(*sorted(digest(file) for file in scan_files(path)))
+    except FileNotFoundError:
+        peek(path)   # says what is missing
+        raise
 
 # %% ../../nbs/1_volumes/04d_identity.ipynb #7fe37ec9
 def _packed(file: Path) -> bool:
@@ -79,7 +83,8 @@ def same_scans(
         likely = _split([group], lambda k: content[ids[k]])
         exact = {i: _content(files[k]) for g in likely if len({ids[k] for k in g}) > 1 for k in g for i in [ids[k]]}
         found += _split(likely, lambda k: exact.get(ids[k], ids[k]))
-    return sorted(found)
+    shut = [k for k, f in enumerate(files) if not f and os.path.exists(paths[k])]
+    return sorted(found + _split([shut], lambda k: file_id(Path(paths[k]))))
 
 def _openable(path: str | Path) -> tuple:
     "The files of a scan; none if one is empty or cannot be opened."
