@@ -10,7 +10,7 @@ __all__ = ['GRID_MM', 'FINE_MM', 'FINE_MOST', 'FINE_VOXEL', 'SIZES', 'MOST', 'SH
 import os
 import warnings
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,7 +27,7 @@ from ..volumes.volume import Volume, reorient
 GRID_MM = 6.        # voxel of a thumbnail
 FINE_MM = 3.        # voxel of the second thumbnail, which small scans have as well
 FINE_MOST = 600e3   # voxels of a fine thumbnail; a scan that would need more is known by its coarse one
-FINE_VOXEL = 5.     # mm; a scan of larger voxels has nothing to show on the fine grid
+FINE_VOXEL = 3.     # mm; a scan of larger voxels has nothing to show on the fine grid
 
 def _shrink(v: Volume, grid: float) -> Volume:
     "Averages of whole blocks of voxels, none above the grid of thumbnails."
@@ -132,6 +132,11 @@ class Fingerprint:
     def looks(self) -> tuple:
         "Thumbnail, places and features on each grid, the coarse one first."
         return (self.thumb, self.places, self.features), (self.fine_thumb, self.fine_places, self.fine_features)
+
+    def coarse(self) -> "Fingerprint":
+        "The same without the look on the fine grid."
+        none = dict(thumb=np.zeros((0, 0, 0), np.float16), places=self.places[:0], features=self.features[:0])
+        return replace(self, **{f"fine_{name}": value for name, value in none.items()})
 
     @property
     def enough(self) -> bool:

@@ -259,9 +259,11 @@ def related(
     cache: str | Path | None = None,  # a folder to keep fingerprints in
     workers: int = 1,                 # processes
     scheduler: str = "",              # address of a dask scheduler, whose workers then make the fingerprints
+    fine: bool = True,                # look at small scans on the fine grid too; phantoms of one template are alike there
 ) -> dict:  # groups, links (a, b, kind, evidence), left_out (path, code, message), small (names that only equal values could link), false_alarms
     "Which scans are copies or near-copies of one another, from voxels alone."
     prints, left = _all_prints(scans, cache, workers, scheduler)
+    if not fine: prints = {name: f.coarse() for name, f in prints.items()}
     names = list(prints)
     pairs = compare_all(list(prints.values()), workers)
     links = [dict(a=names[i], b=names[j], kind=kind, evidence=round(e, 4)) for i, j, e, kind in pairs if e >= LINK]

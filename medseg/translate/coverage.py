@@ -105,7 +105,7 @@ def effective_subjects(
     "How many people there are in a set of volumes."
     affine = np.diag([*spacing, 1.])
     link = apart(stack) <= NEAR
-    for a in related({str(k): Volume(np.asarray(v), affine) for k, v in enumerate(stack)})["links"]: link[int(a["a"]), int(a["b"])] = True
+    for a in related({str(k): Volume(np.asarray(v), affine) for k, v in enumerate(stack)}, fine=False)["links"]: link[int(a["a"]), int(a["b"])] = True
     label = connected_components(link, directed=False)[1]
     return _subjects(list(range(len(label))), [np.flatnonzero(label == k).tolist() for k, size in sorted(Counter(label.tolist()).items()) if size > 1])
 
@@ -116,7 +116,7 @@ def audit_folder(
     "How many people a folder of scans is of; MR and CT of one person are not linked."
     folder = Path(folder)
     if not folder.is_dir(): raise InputError("audit_folder", folder, "path", "no folder", "a folder of scans", "name a folder")
-    found = related(folder)
+    found = related(folder, fine=False)
     left = {str(item["path"]) for item in found["left_out"]}
     names = [str(p) for p in find_volumes(folder) if str(p) not in left]
     def short(name): return str(Path(name).relative_to(folder))
