@@ -67,7 +67,8 @@ def test_check(cohort, tmp_path):
     status, out, err = medseg("check", item.image, tmp_path/"page.nii.gz", "--json")
     rows = json.loads(out)
     assert status == 1 and [r["status"] for r in rows] == ["ok", "refused"] and rows[1]["code"]
-    assert set(rows[0]) == {"path", "status", "code", "message"}
+    assert set(rows[0]) == {"path", "status", "code", "message", "sides"}
+    assert set(rows[1]) == {"path", "status", "code", "message"}
     status, out, _ = medseg("check", tmp_path, item.image.parent, "--json")   # folders are searched; what is found is listed by its own path
     rows = json.loads(out)
     assert status == 1 and {r["path"] for r in rows} >= {str(item.image), str(tmp_path/"page.nii.gz")}

@@ -33,7 +33,7 @@ def layouts(folder) -> dict:
     mha, mask = (_itk(folder/f"{n}.mha", voxels=v).read_bytes() for n, v in (("image", SCAN), ("mask", ORGAN)))
     npz = io.BytesIO(); np.savez(npz, train_images=SCAN[None], train_labels=np.array([[1]]))
     return dict(
-        msd_liver={"Task03_Liver/dataset.json": b'{"labels": {"0": "background", "1": "liver"}}', **{f"Task03_Liver/{d}/liver_{n}.nii.gz": v for d, v in (("imagesTr", scan), ("labelsTr", label)) for n in (0, 1)}, "Task03_Liver/imagesTs/liver_9.nii.gz": scan, "Task03_Liver/imagesTr/._liver_0.nii.gz": b"\0"*100},
+        msd_liver={"Task03_Liver/dataset.json": b'{"labels": {"0": "background", "1": "liver"}}', **{f"Task03_Liver/{d}/liver_{n}.nii.gz": v for n in (0, 1) for d, v in (("imagesTr", gz(nifti_bytes(SCAN + n))), ("labelsTr", gz(nifti_bytes(np.roll(ORGAN, n, 0)))))}, "Task03_Liver/imagesTs/liver_9.nii.gz": gz(nifti_bytes(SCAN + 9)), "Task03_Liver/imagesTr/._liver_0.nii.gz": b"\0"*100},
         chaos={**{f"Train_Sets/CT/1/DICOM_anon/i{n:04d}.dcm": p.read_bytes() for n, p in enumerate(sorted(series.iterdir()))}, "Train_Sets/CT/1/Ground/liver_GT_000.png": b"\x89PNG\r\n\x1a\n"},
         verse={"dataset-01training/rawdata/sub-verse004/sub-verse004_ct.nii.gz": scan, "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz": label, "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-subreg_ctd.json": b"[]"},
         spider={"images/1_t2.mha": mha}, spider_masks={"masks/1_t2.mha": mask},

@@ -21,11 +21,12 @@ def place(tmp_path_factory):
     hu = np.clip(rng.normal(0, 200, (24, 24, 8)), -1000, 1500).astype(np.int16)
     hu[:3], hu[8:14, 8:14] = -1000, 1200
     affine = np.diag([4., 4., 5., 1.])
-    for name in ("scan.nii.gz", "plain.nii"):
-        nib.save(nib.Nifti1Image(hu, affine), top/name)
+    for name, other in (("scan.nii.gz", 0), ("plain.nii", 1)):   # two people
+        nib.save(nib.Nifti1Image(hu + np.int16(other), affine), top/name)
     nib.save(nib.Nifti1Pair(hu, affine), top/"pair.hdr")
     sitk.WriteImage(sitk.GetImageFromArray(hu.T), str(top/"meta.mhd"))
     nib.save(nib.Nifti1Image((hu > 900).astype(np.uint8), affine), top/"label.nii.gz")
+    nib.save(nib.Nifti1Image((hu > 950).astype(np.uint8)[::-1].copy(), affine), top/"mine.nii.gz")
     write_stack(top/"series")
     recipe = Recipe(depth=3, width=4, levels=2, inplane_mm=8.)
     save_model(top/"model.safetensors", recipe.net().eval(), recipe, {})
@@ -33,7 +34,7 @@ def place(tmp_path_factory):
     for name in ("config.json", "result.json"):
         (top/"run"/name).write_text('{"experiment": "toy", "state": "finished"}')
     (top/"run"/"page.html").write_text("<html>kept</html>")
-    items = [Item(f"anna{k}", top/f"{name}", top/"label.nii.gz") for k, name in enumerate(("scan.nii.gz", "plain.nii"))]
+    items = [Item(f"anna{k}", top/f"{name}", top/("label.nii.gz" if k else "mine.nii.gz")) for k, name in enumerate(("scan.nii.gz", "plain.nii"))]
     write_manifest(top/"manifest.csv", items)
     (top/"away").mkdir()
     os.symlink("scan.nii.gz", top/"link.nii.gz")

@@ -151,7 +151,7 @@ def test_gzip_of_many_members(tmp_path, sizes):
     v, said = outcome(tmp_path/"a.nii.gz")
     assert not said and np.array_equal(v.voxels, SCAN)
     (tmp_path/"a.nii.gz").write_bytes(b"".join(parts[:-1]))   # the last one is missing
-    assert outcome(tmp_path/"a.nii.gz")[0] == "file_truncated"
+    assert outcome(tmp_path/"a.nii.gz")[0] == ("file_truncated" if len(parts) > 2 else "gzip_truncated")
 
 
 def test_two_scans_in_one_gzip_are_told(tmp_path):

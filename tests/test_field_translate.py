@@ -64,16 +64,18 @@ def test_there_and_back_invents_nothing_at_the_border(shape):
 @pytest.mark.parametrize("other", [(1., 1., 1.), (6., 6., 3.), (6., 7., 6.)])
 def test_scans_of_several_voxel_sizes_do_not_train_together(tmp_path, other):
     "Whichever scan and whichever side is another: refused, or brought to the size that was named."
-    shape, files = (12, 12, 12), {}
+    shape, files, dice = (12, 12, 12), {}, np.random.default_rng(1)
+    ct = np.where(dice.random(shape) < .5, -1000, 40) + dice.integers(-9, 9, shape)
     for name, spacing in (("a", (6.,)*3), ("b", (6.,)*3), ("c", other), ("d", (6.01, 5.99, 6.))):
-        files[name] = tmp_path/f"{name}.nii.gz"
-        write_volume(files[name], Volume(np.random.default_rng(1).integers(0, 900, shape).astype(np.int16), np.diag([*spacing, 1.])))
+        for kind, voxels in (("CT", ct), ("MR", dice.integers(0, 900, shape))):
+            files[name, kind] = tmp_path/f"{name}_{kind}.nii.gz"
+            write_volume(files[name, kind], Volume(voxels.astype(np.int16), np.diag([*spacing, 1.])))
     for kinds in (dict(a="MR", b="CT", c="CT"), dict(a="MR", c="MR", b="CT")):
-        items = [Item(n, files[n], modality=k) for n, k in kinds.items()]
+        items = [Item(n, files[n, k], modality=k) for n, k in kinds.items()]
         with pytest.raises(InputError, match="voxel size.*spacing_mm|spacing_mm"): load_sides(items)
         assert {s.spacing for side in load_sides(items, 6.) for s in side} == {(6., 6., 6.)}
-    assert load_sides([Item("a", files["a"], modality="MR"), Item("d", files["d"], modality="CT")]), "what a header rounds is one size"
-    assert on_grid(read_volume(files["c"]), (6., 6., 6.)).spacing == (6., 6., 6.)
+    assert load_sides([Item("a", files["a", "MR"], modality="MR"), Item("d", files["d", "CT"], modality="CT")]), "what a header rounds is one size"
+    assert on_grid(read_volume(files["c", "CT"]), (6., 6., 6.)).spacing == (6., 6., 6.)
 
 
 # --- 17: nothing is written over ---------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_nobody_looking(name, room, tmp_path):
     import papermill
     from medseg.log.execute import _kernel
     with warm.kernels(): papermill.execute_notebook(str(room/"runs"/"lab"/name), str(tmp_path/"done.ipynb"), kernel_name="python3", progress_bar=False, execution_timeout=300,
-                                                    start_timeout=600, kernel_manager_class=_kernel(str(tmp_path)), cwd=str(room))
+                                                    start_timeout=600, kernel_manager_class=_kernel(str(tmp_path), "ipc", {}, []), cwd=str(room))
     outputs = [o for c in json.loads((tmp_path/"done.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
     kinds = set().union(*(o["data"] for o in outputs if "data" in o))
     assert {"image/png", "text/html"} <= kinds and not [k for k in kinds if "widget" in k], kinds

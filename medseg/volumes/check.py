@@ -98,7 +98,7 @@ def check_path(
     classes=None,       # see `check_labels`
     modality: str = "", # "CT" or "MR", if it is known: the numbers must fit, see `ask_unit`
     further: Callable | None = None,  # what else to ask: called with the scan and its path; it warns, refuses or answers with a dict
-) -> dict:  # path, status ("ok", "repaired" or "refused"), code, message; code and message are "" for ok, several codes are joined by commas; and what `further` answers
+) -> dict:  # path, status ("ok", "repaired" or "refused"), code, message; code and message are "" for ok, several codes are joined by commas; sides: what `further` answers, if it does
     "Whether a scan, and its labels, can be used."
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -106,7 +106,7 @@ def check_path(
         except InputError as error: return dict(path=str(path), status="refused", code=error.code, message=str(error))
     said = [w.message for w in heard if isinstance(w.message, RepairWarning)]
     codes = [code for w in said for code in getattr(w, "codes", ("repaired",))]
-    return dict(path=str(path), status="repaired" if said else "ok", code=",".join(dict.fromkeys(codes)), message="; ".join(str(w) for w in said), **more)
+    return dict(path=str(path), status="repaired" if said else "ok", code=",".join(dict.fromkeys(codes)), message="; ".join(str(w) for w in said), **({"sides": more} if more else {}))
 
 # %% ../../nbs/1_volumes/06_check.ipynb #3c46e7d6
 def _read_all(path: Path, label, classes, modality: str, further) -> dict:

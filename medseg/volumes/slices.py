@@ -220,7 +220,7 @@ def _check_image(
 # %% ../../nbs/1_volumes/02a_slices.ipynb #5a90bf3d
 def _part(d: pydicom.Dataset) -> tuple:
     "Number of a file among those of its scan, how many there are (0: not told), frames before it; () where the scan has one file."
-    if not tag([d], "ConcatenationUID"): return ()
+    if not tag([d], "ConcatenationUID") or not whole([d], "NumberOfFrames", 0): return ()   # a slice is no part
     return tuple(whole([d], name, 0) for name in ("InConcatenationNumber", "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber"))
 
 def _padding(d: pydicom.Dataset) -> tuple | None:
