@@ -56,9 +56,10 @@ def stoppable():  # yields a list, which gets the number of the signal that was 
 
 @contextmanager
 def unheard():
-    "Processes that are started within do not hear Ctrl-C."
-    resource_tracker.ensure_running()   # would unblock it
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    "Processes that are started within do not hear Ctrl-C, nor that a terminal was closed."
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    resource_tracker.ensure_running()   # would unblock Ctrl-C
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
