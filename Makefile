@@ -32,14 +32,14 @@ test: $(VENV)/.ready  ## export in sync, every chapter, every test
 	python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 prep: $(VENV)/.ready  ## before each commit: export, clean, and all that `make test` does
-	jupytext --sync experiments/*.py
+	jupytext --sync medseg/experiments/[!_]*.py
 	nbdev_export
 	nbdev_clean
-	python -m medseg.log.stale --write --workers 2
+	python -m tools.stale --write --workers 2
 	$(MAKE) test
 
 lab: $(VENV)/.ready  ## JupyterLab on the book
 	medseg lab
 
 site: $(VENV)/.ready  ## the book as a site, in _docs
-	python -m medseg.log.site
+	python -m tools.site

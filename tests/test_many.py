@@ -1,4 +1,5 @@
 "Work spread over real processes gives what the loop gives, also when a worker is killed."
+
 import os
 import signal
 import subprocess
@@ -8,55 +9,103 @@ import time
 
 import pytest
 
-from medseg.volumes.files import InputError
-from medseg.volumes.many import spread
+from medseg.io.files import InputError
+from medseg.io.many import parallel_map
 
 
 def slowly(n: int) -> tuple[int, int]:
-    time.sleep(.05)
-    return n, n*n
+    time.sleep(0.05)
+    return n, n * n
 
 
 @pytest.fixture(scope="module")
 def cluster():
     from distributed import LocalCluster
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", silence_logs=50) as cluster: yield cluster
+
+    with LocalCluster(
+        2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", silence_logs=50
+    ) as cluster:
+        yield cluster
 
 
 def test_a_scheduler_and_its_workers(cluster):
-    assert list(spread(slowly, range(40), scheduler=cluster.scheduler_address, batch=3)) == [slowly(n) for n in range(40)]
+    assert list(parallel_map(slowly, range(40), scheduler=cluster.scheduler_address, batch=3)) == [
+        slowly(n) for n in range(40)
+    ]
 
 
 def test_a_killed_worker_loses_nothing(cluster):
     pids = [worker.pid for worker in cluster.workers.values()]
-    threading.Timer(.6, lambda: os.kill(pids[0], signal.SIGKILL)).start()
+    threading.Timer(0.6, lambda: os.kill(pids[0], signal.SIGKILL)).start()
     began = time.time()
-    assert list(spread(slowly, range(120), scheduler=cluster.scheduler_address, batch=2)) == [(n, n*n) for n in range(120)]
-    assert time.time() - began > .6, "the work was over before the kill"
+    assert list(parallel_map(slowly, range(120), scheduler=cluster.scheduler_address, batch=2)) == [
+        (n, n * n) for n in range(120)
+    ]
+    assert time.time() - began > 0.6, "the work was over before the kill"
     with pytest.raises(ProcessLookupError):
-        for _ in range(100): os.kill(pids[0], 0); time.sleep(.05)
+        for _ in range(100):
+            os.kill(pids[0], 0)
+            time.sleep(0.05)
 
 
 def test_an_item_that_fails_is_told(cluster):
-    with pytest.raises(InputError, match="needs a file"): list(spread(refuse, range(3), scheduler=cluster.scheduler_address))
+    with pytest.raises(InputError, match="needs a file"):
+        list(parallel_map(refuse, range(3), scheduler=cluster.scheduler_address))
 
 
-def refuse(n): raise InputError("x", f"scan_{n}.nii", "path", "nothing", "a file", "look for it")
+def refuse(n):
+    raise InputError("x", f"scan_{n}.nii", "path", "nothing", "a file", "look for it")
 
 
 def test_a_scheduler_started_by_hand(tmp_path):
     "The two commands of dask's own documentation, on loopback, then spread() by address."
-    file = tmp_path/"scheduler.json"
+    file = tmp_path / "scheduler.json"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    words = [[sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
-             [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]]
-    running = [subprocess.Popen(w, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for w in words]
+    words = [
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            str(file),
+        ],
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            "--scheduler-file",
+            str(file),
+            "--nworkers",
+            "2",
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+        ],
+    ]
+    running = [
+        subprocess.Popen(
+            w, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for w in words
+    ]
     try:
         from distributed import Client
+
         with Client(scheduler_file=str(file), timeout="60s") as client:
             client.wait_for_workers(2, timeout=60)
             address = client.scheduler.address
-        assert list(spread(slowly, range(20), scheduler=address, batch=3)) == [slowly(n) for n in range(20)]
+        assert list(parallel_map(slowly, range(20), scheduler=address, batch=3)) == [
+            slowly(n) for n in range(20)
+        ]
     finally:
-        for process in running: process.terminate()
-        for process in running: process.wait(20)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)

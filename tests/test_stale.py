@@ -1,4 +1,5 @@
 "Chapters that cannot rot: none is stale, and a changed function makes exactly its users stale."
+
 import json
 import re
 import shutil
@@ -9,56 +10,100 @@ from collections import defaultdict
 import pytest
 from conftest import TOP
 
-from medseg.log.stale import FILE, file_digest, notebooks, read_digests, stale
-from medseg.log.uses import chapter_code, chapter_uses, read_package
+from tools.stale import FILE, file_digest, notebooks, read_digests, stale
+from tools.uses import chapter_code, chapter_uses, read_package
 
-# Who uses three functions, found by reading: their own chapter, chapters that call them, chapters that call what calls them.
+# Who uses three functions, found by reading: their own chapter, chapters that call them, chapters
+# that call what calls them.
 USERS = {
-    "medseg.translate.scores.otsu_bone": ["5_translate/08_scores.ipynb", "5_translate/08a_baselines.ipynb", "5_translate/13b_surface.ipynb", "5_translate/13c_parts.ipynb", "5_translate/14_trial.ipynb"],
-    "medseg.segment.unet.split_classes": ["4_segment/02_unet.ipynb", "4_segment/05_predict.ipynb", "6_log/05_cli.ipynb"],
-    "medseg.translate.pool.pool_state": ["5_translate/05_pool.ipynb", "5_translate/06a_state.ipynb", "5_translate/12c_alarm.ipynb", "5_translate/12d_causes.ipynb"]}
+    "medseg.translate.scores.otsu_bone": [
+        "08_translate/18_scores.ipynb",
+        "08_translate/19_baselines.ipynb",
+        "10_bone/03_surface.ipynb",
+        "10_bone/04_parts.ipynb",
+        "11_runs/16_paired_comparison.ipynb",
+    ],
+    "medseg.segment.unet.split_classes": [
+        "07_segment/02_unet.ipynb",
+        "07_segment/05_predict.ipynb",
+        "12_cli/04_segment.ipynb",
+    ],
+    "medseg.translate.image_pool.pool_state": [
+        "08_translate/10_image_pool.ipynb",
+        "08_translate/16_state.ipynb",
+        "09_collapse/11_alarm.ipynb",
+        "09_collapse/12_causes.ipynb",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
-def found(): return stale(TOP)
+def found():
+    return stale(TOP)
 
 
 @pytest.fixture(scope="module")
-def package(): return read_package(TOP/"medseg")
+def package():
+    return read_package(TOP / "medseg")
 
 
 def test_no_chapter_is_stale(found):
-    assert not found, "run `python -m medseg.log.stale --write`:\n" + "\n".join(f"{c}: {', '.join(why[:5])}" for c, why in found.items())
+    assert not found, "run `python -m tools.stale --write`:\n" + "\n".join(
+        f"{c}: {', '.join(why[:5])}" for c, why in found.items()
+    )
 
 
 def test_every_chapter_is_written_down():
     "What has a notebook has a record."
     assert sorted(read_digests(TOP)["chapters"]) == notebooks(TOP)
-    for path in (TOP/"nbs/experiments").glob("*.ipynb"):
-        assert not [c for c in json.loads(path.read_text())["cells"] if c.get("outputs")], f"{path.name}: an experiment keeps its outputs in its runs"
+    for path in (TOP / "nbs/experiments").glob("*.ipynb"):
+        assert not [
+            c for c in json.loads(path.read_text())["cells"] if c.get("outputs")
+        ], f"{path.name}: an experiment keeps its outputs in its runs"
 
 
 def change(text, function):
     "The source with one more statement in the body of `function`."
-    new, n = re.subn(rf'(^def {function}\([^"]*?\).*?:.*?\n    "[^\n]*"\n)', r"\1    changed = 1\n", text, count=1, flags=re.M | re.S)
+    new, n = re.subn(
+        rf'(^def {function}\([^"]*?\).*?:.*?\n    "[^\n]*"\n)',
+        r"\1    changed = 1\n",
+        text,
+        count=1,
+        flags=re.M | re.S,
+    )
     assert n == 1, function
     return new
 
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    "The project with three functions changed, in the notebooks and in the package; and one commented."
+    """The project with three functions changed, in the notebooks and in the package.
+
+    And one commented.
+    """
     top = tmp_path_factory.mktemp("project")
-    for name in ("nbs", "medseg"): shutil.copytree(TOP/name, top/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("log", "experiments", "settings.ini", "_quarto.yml"): (top/name).symlink_to(TOP/name)
+    for name in ("nbs", "medseg"):
+        shutil.copytree(
+            TOP / name,
+            top / name,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+        )
+    for name in ("log", "experiments", "settings.ini", "_quarto.yml"):
+        (top / name).symlink_to(TOP / name)
     for full, users in USERS.items():
         module, _, function = full.rpartition(".")
-        path = top/(module.replace(".", "/") + ".py"); path.write_text(change(path.read_text(), function))
-        nb = json.loads((top/"nbs"/users[0]).read_text())
+        path = top / (module.replace(".", "/") + ".py")
+        path.write_text(change(path.read_text(), function))
+        nb = json.loads((top / "nbs" / users[0]).read_text())
         cell = next(c for c in nb["cells"] if f"def {function}(" in "".join(c["source"]))
         cell["source"] = change("".join(cell["source"]), function)
-        (top/"nbs"/users[0]).write_text(json.dumps(nb))
-    quiet = top/"medseg/volumes/files.py"; quiet.write_text(quiet.read_text().replace('    "A short SHA-256', '    # a comment\n    "Another explanation: a short SHA-256'))
+        (top / "nbs" / users[0]).write_text(json.dumps(nb))
+    quiet = top / "medseg/volumes/files.py"
+    quiet.write_text(
+        quiet.read_text().replace(
+            '    "A short SHA-256', '    # a comment\n    "Another explanation: a short SHA-256'
+        )
+    )
     return top
 
 
@@ -67,22 +112,25 @@ def test_three_functions_make_exactly_their_users_stale(changed, found):
     for chapter, why in after.items():
         for full in USERS:
             own = chapter == USERS[full][0] and "its own cells" in why
-            if full in why or own: named[full].append(chapter)
+            if full in why or own:
+                named[full].append(chapter)
     assert dict(named) == USERS
     others = set(after) - {c for users in USERS.values() for c in users}
     assert others <= set(found), "nothing else, and nothing for a comment"
 
 
-PACKAGE = f"{TOP/'medseg'}/"   # not any folder of that name: a clone is called so too
+PACKAGE = f"{TOP/'medseg'}/"  # not any folder of that name: a clone is called so too
 TRACE = f"""import json, os, sys
-import matplotlib.pyplot, nibabel, scipy.ndimage, torch._dynamo   # before the tracer listens, and once for all chapters
+# before the tracer listens, and once for all chapters
+import matplotlib.pyplot, nibabel, scipy.ndimage, torch._dynamo
 matplotlib.use('agg')
 _called, _known = set(), set()
 def _note(frame, event, arg):
     code = frame.f_code
     if event != "call" or code in _known: return
     _known.add(code)
-    if code.co_flags & 1 and code.co_filename.startswith({PACKAGE!r}): _called.add((code.co_filename.removeprefix({PACKAGE!r}), code.co_qualname))
+    if code.co_flags & 1 and code.co_filename.startswith({PACKAGE!r}):
+        _called.add((code.co_filename.removeprefix({PACKAGE!r}), code.co_qualname))
 for _place, _code, _told in json.load(sys.stdin):
     if not os.fork():   # a process for each chapter, that has loaded nothing of the book
         os.chdir(_place); sys.setprofile(_note)
@@ -91,17 +139,27 @@ for _place, _code, _told in json.load(sys.stdin):
         with open(_told, "w") as _file: json.dump(sorted(_called), _file)
         os._exit(0)
     if os.wait()[1]: raise SystemExit("the chapter failed")"""
-TRACED = "2_data/09_patch.ipynb", "6_log/02_page.ipynb", "3_train/02_loop.ipynb"
+TRACED = "05_data/12_patch.ipynb", "11_runs/08_page.ipynb", "06_train/01_loop.ipynb"
 
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     "The code of some chapters, and the functions of the package that they call."
-    top, codes = tmp_path_factory.mktemp("traced"), [chapter_code(json.loads((TOP/"nbs"/chapter).read_text())) for chapter in TRACED]
-    todo = [(str((TOP/"nbs"/chapter).parent), code, str(top/f"{n}.json")) for n, (chapter, code) in enumerate(zip(TRACED, codes))]
-    done = subprocess.run([sys.executable, "-c", TRACE], input=json.dumps(todo), capture_output=True, text=True)
+    top, codes = tmp_path_factory.mktemp("traced"), [
+        chapter_code(json.loads((TOP / "nbs" / chapter).read_text())) for chapter in TRACED
+    ]
+    todo = [
+        (str((TOP / "nbs" / chapter).parent), code, str(top / f"{n}.json"))
+        for n, (chapter, code) in enumerate(zip(TRACED, codes))
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE], input=json.dumps(todo), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-800:]
-    return {chapter: (code, json.loads((top/f"{n}.json").read_text())) for n, (chapter, code) in enumerate(zip(TRACED, codes))}
+    return {
+        chapter: (code, json.loads((top / f"{n}.json").read_text()))
+        for n, (chapter, code) in enumerate(zip(TRACED, codes))
+    }
 
 
 @pytest.mark.parametrize("chapter", TRACED)
@@ -109,20 +167,30 @@ def test_no_function_is_called_that_the_digest_does_not_cover(chapter, package, 
     "A chapter is run under a tracer; each function of the package that it calls is on its list."
     code, called = traced[chapter]
     used = chapter_uses(code, package)
-    names = {f"medseg.{file.removesuffix('.py').replace('/', '.')}.{name.split('.')[0]}" for file, name in called if not name.startswith("<") and "/_" not in file}
+    names = {
+        f"medseg.{file.removesuffix('.py').replace('/', '.')}.{name.split('.')[0]}"
+        for file, name in called
+        if not name.startswith("<") and "/_" not in file
+    }
     assert bool(names & used) == bool(used), "the tracer sees what a chapter uses"
-    assert not {n for n in names - used if n.rpartition(".")[0] != "medseg"}, "called, but a change would go unnoticed"
+    assert not {
+        n for n in names - used if n.rpartition(".")[0] != "medseg"
+    }, "called, but a change would go unnoticed"
 
 
 def test_the_file_is_small_and_has_one_line_a_chapter():
-    text = (TOP/FILE).read_text()
-    assert len(text) < 200_000 and text.count('"cells"') == len(notebooks(TOP)) == sum('"cells"' in line for line in text.splitlines())
+    text = (TOP / FILE).read_text()
+    assert len(text) < 200_000 and text.count('"cells"') == len(notebooks(TOP)) == sum(
+        '"cells"' in line for line in text.splitlines()
+    )
 
 
 def test_a_folder_counts_without_what_no_clone_has(tmp_path):
-    for name in ("a.ipynb", "b.ipynb"): (tmp_path/name).write_text("{}")
+    for name in ("a.ipynb", "b.ipynb"):
+        (tmp_path / name).write_text("{}")
     before = file_digest(tmp_path)
-    for name in ("runs", ".ipynb_checkpoints", "__pycache__"): (tmp_path/name).mkdir()
+    for name in ("runs", ".ipynb_checkpoints", "__pycache__"):
+        (tmp_path / name).mkdir()
     assert file_digest(tmp_path) == before
-    (tmp_path/"c.ipynb").write_text("{}")
+    (tmp_path / "c.ipynb").write_text("{}")
     assert file_digest(tmp_path) != before

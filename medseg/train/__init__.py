@@ -1,0 +1,5 @@
+"Training: loop, checkpoints, memory, several processes, and statistics of comparisons."
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from .manifest import Item as Item
+from .manifest import read_manifest as read_manifest
+from .manifest import write_manifest as write_manifest
+from .split import split_items as split_items
+from .cohort import make_cohort as make_cohort
+from .spine_cohort import make_spine_cohort as make_spine_cohort
+from .cases import SlabSampling as SlabSampling
+from .cases import load_case as load_case
+from .cases import slab_batches as slab_batches

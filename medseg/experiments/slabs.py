@@ -1,0 +1,318 @@
+# %% [markdown]
+# # Slab against neighbours
+#
+# **Question.** After equally many updates, what does a 2-D network gain from the slices above and
+# below: from one or two neighbours of the slice it predicts, or from a slab of ten slices that it
+# predicts all at once? And does the answer change where slices are thick?
+#
+# **Prediction, before any run.** On phantoms: the liver hardly gains, since it can be told in one
+# slice. Lesions gain most where slices are thin, since there a neighbour shows the same lesion
+# again. The slab of ten is worst on thick slices, where it spans 60 mm and more.
+#
+# Without changes this notebook makes its own phantoms and trains each cell for seconds: a smoke
+# run, which proves that the path is whole and nothing else.
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+# data
+people = 2  # phantoms to train on
+testers = 4  # phantoms to test on
+anatomy = 0  # seed of the phantoms
+spacings = "1.5,6,2,8"  # mm between slices, dealt out in turn
+thick = 4.0  # mm; slices from here on count as thick
+inplane_mm = 8.0  # pixel size
+label_values = "1,2"  # of class 1, 2, …
+class_names = "liver,lesion"
+
+# network
+cells = "1 middle, 10 all, 3 middle, 5 middle"  # depth and target of each: a slice, a slab, …
+attention = "both"  # none, channel, spatial or both, after each block; several by comma
+width = 4  # channels of the first level
+levels = 2  # of the U-Net
+
+# training
+seeds = "0"  # of the trainings of each cell, by comma; bands need three
+steps = 4  # updates of each training
+batch = 8  # slabs a step
+lr = 0.003
+crop = 48  # pixels a side
+foreground = 0.6  # share of slabs drawn for a class
+
+# run
+name = "smoke"  # of the run, free text
+threads = 1  # CPU threads
+note = ""  # a sentence for the page
+resume = False  # go on in the folder of a stopped run: trainings that ended are not made again
+out = ""  # folder of the run; "" makes runs/slabs-<time>
+
+# %%
+from time import process_time
+
+from medseg.data.augment import augmented
+from medseg.data.cases import SlabSampling, slab_batches, load_case, read_labels, read_scan
+from medseg.data.cohort import make_cohort
+from medseg.data.manifest import data_digest, parse_label_values, read_manifest
+from medseg.data.manifest import subjects
+from medseg.data.split import split_items
+from medseg.io.files import write_json
+from medseg.runs.compare import compare_runs
+from medseg.runs.folder import finish_run, read_json
+from medseg.runs.parameters import PHANTOMS, begin_run, frozen, numbers
+from medseg.runs.pictures import band_figure
+from medseg.segment.losses import dice_ce
+from medseg.segment.metrics import class_means
+from medseg.segment.predict import SegmentRecipe, load_model, predict, save_model, with_modality
+from medseg.segment.report import best_slice, mark_empty, overlay_figure, score_rows
+from medseg.train.loop import fit, seed_everything
+from medseg.train.statistics import group_intervals
+
+# %% [markdown]
+# ## Config
+#
+# `SlabSampling` checks how slabs are drawn and `SegmentRecipe` the network; the rest is checked
+# here. A training is told by its depth, target, attention and seed, the columns in which the
+# table tells them apart.
+
+# %%
+config = frozen(globals())
+if config.steps < 1 or not 0 < config.lr < 1:
+    found = f"{config.steps} and {config.lr}"
+    raise ValueError(f"steps must be at least 1 and lr in 0..1, got {found}")
+groups = parse_label_values(config.label_values)
+kinds = config.class_names.split(",")
+
+
+def every_cell(config):
+    for attention in config.attention.split(","):
+        for cell in config.cells.split(","):
+            depth, target = cell.split()
+            yield int(depth), target, attention.strip()
+
+
+plan = list(every_cell(config))
+trainings = [(*cell, seed) for seed in numbers(config.seeds, int) for cell in plan]
+
+
+# %%
+def recipe_of(depth, target, attention):
+    return SegmentRecipe(
+        depth=depth,
+        target=target,
+        classes=len(groups) + 1,
+        attention=attention,
+        width=config.width,
+        levels=config.levels,
+        inplane_mm=config.inplane_mm,
+        names=kinds,
+    )
+
+
+for cell in plan:
+    recipe_of(*cell)  # refuses what cannot be, before anything is made
+run = begin_run("slabs", config, dict(factors=["depth", "target", "attention"]))
+
+# %% [markdown]
+# ## Run
+#
+# Every cell sees the same people, the same number of updates and, from one seed, slabs drawn by
+# the same dice.
+
+# %%
+cohort = run.folder / "cohort" / "manifest.csv"
+if not cohort.exists():
+    counts = config.people, config.testers, config.anatomy
+    between = numbers(config.spacings)
+    make_cohort(cohort.parent, *counts, config.inplane_mm, between, workers=1)
+train, test = split_items(read_manifest(cohort), seed=0)
+cases = [load_case(item, groups, config.inplane_mm) for item in train]
+print(f"{len(subjects(train))} people to train on, {len(subjects(test))} to test on")
+print(f"{len(trainings)} trainings of {len(plan)} cells")
+
+# %% [markdown]
+# One training: the network and its diary, then its scores on people it has not seen.
+
+
+# %%
+def trained(recipe, seed):
+    seed_everything(seed, config.threads)
+    net, side = recipe.net(), (config.crop, config.crop)
+    draw = SlabSampling(
+        recipe.depth, recipe.target, side, config.batch, config.foreground, seed=seed
+    )
+    slabs = augmented(slab_batches(cases, draw, config.steps), seed)
+    return net, list(fit(net, slabs, dice_ce, config.steps, config.lr))
+
+
+def kept(folder, training, end):
+    return run.folder / folder / f"{'_'.join(map(str, training))}.{end}"
+
+
+def keep(net, recipe, training):
+    path = kept("models", training, "safetensors")
+    about = dict(run=config.name, seed=training[-1], step=config.steps)
+    save_model(path, net.eval(), with_modality(recipe, [item.modality for item in train]), about)
+
+
+# %%
+def scored(net, recipe, seed):
+    "A row for each test scan and class."
+    told = dict(depth=recipe.depth, target=recipe.target, attention=recipe.attention, seed=seed)
+    table = []
+    for item in test:
+        scan = read_scan(item)
+        mask, labels = predict(net, recipe, scan), read_labels(item, scan, groups)
+        z_mm = scan.spacing[2]
+        about = told | dict(z_mm=z_mm, slices="thick" if z_mm >= config.thick else "thin")
+        table += score_rows(item.subject, mask, labels, recipe.names, about)
+    return table
+
+
+# %%
+def training_of(depth, target, attention, seed):
+    "Train one network, keep it, score it."
+    recipe, began = recipe_of(depth, target, attention), process_time()
+    net, rows = trained(recipe, seed)
+    keep(net, recipe, (depth, target, attention, seed))
+    seconds = process_time() - began
+    name = f"{depth}, {target}, {attention}, seed {seed}"
+    every = max(1, config.steps // 40)
+    return dict(
+        rows=[dict(row, training=name) for row in rows[::every]],
+        table=scored(net, recipe, seed),
+        parameters=sum(p.numel() for p in net.parameters()),
+        train_s=round(seconds, 1),
+    )
+
+
+# %% [markdown]
+# Each training is written down when it ends, so that a stopped run goes on with the next.
+
+# %%
+done = {}
+for training in trainings:
+    place = kept("done", training, "json")
+    if not place.exists():
+        write_json(place, training_of(*training))
+    done[training] = read_json(place)
+    print(place.stem, "ended", flush=True)
+
+# %% [markdown]
+# ## Artefacts
+#
+# Where the mean over trainings and people lies, for each class and for thin and thick slices;
+# trainings that failed stay out.
+
+# %%
+table = [row for one in done.values() for row in one["table"]]
+failed = mark_empty(table, ("depth", "target", "attention", "seed"))
+for one in done.values():
+    for row in one["rows"]:
+        run.row("train", row)
+for row in table:
+    run.row("subject", row)
+
+
+# %%
+def title_of(depth, target, attention):
+    if depth == 1:
+        said = "one slice"
+    elif target == "all":
+        said = f"slab of {depth}"
+    elif depth == 3:
+        said = "1 neighbour a side"
+    else:
+        said = f"{depth // 2} neighbours a side"
+    several = len({attention for *_, attention in plan}) > 1
+    return f"{said}, {attention}" if several else said
+
+
+titles = {cell: title_of(*cell) for cell in plan}
+named = [dict(r, cell=titles[r["depth"], r["target"], r["attention"]]) for r in table]
+
+# %%
+found = {}
+for kind in kinds:
+    for slices in ("thin", "thick"):
+        rows = [r for r in named if r["class"] == kind and r["slices"] == slices]
+        if rows:
+            band = group_intervals(rows, "cell", "dice")
+            found[f"{kind}, {slices} slices"] = {title: band[title] for title in titles.values()}
+first, *others = numbers(config.seeds, int)
+run.figure(
+    band_figure(found),
+    "bands",
+    f"Dice by cell over {1 + len(others)} seeds: the mean over trainings and people and its 95 %"
+    " interval; trainings that failed stay out.",
+)
+
+# %%
+for item in (test[0], test[1]):
+    scan, shown = read_scan(item), []
+    labels = read_labels(item, scan, groups)
+    for cell in plan:
+        net, recipe = load_model(kept("models", (*cell, first), "safetensors"))
+        shown.append((titles[cell], *best_slice(scan, predict(net, recipe, scan), labels)))
+    run.figure(
+        overlay_figure(shown, most=len(shown)),
+        f"{item.subject}",
+        f"The fullest slice of {item.subject}, {scan.spacing[2]:g} mm apart, by cell, seed"
+        f" {first}: label in green, prediction in red.",
+    )
+
+# %%
+means = {}
+for title in titles.values():
+    means[title] = class_means([row for row in named if row["cell"] == title])
+headline = {f"{c} dice, {t}": round(means[t][c]["dice"], 4) for c in kinds for t in means}
+for kind in kinds:
+    lost = [one for one in failed if one.split(",")[0] == kind]
+    headline[f"{kind}, empty trainings"] = len(lost)
+headline["trainings"] = len(done)
+headline["seeds"] = 1 + len(others)
+headline["test subjects"] = len(subjects(test))
+
+# %%
+notes = [
+    PHANTOMS,
+    (
+        "Updates are equal; a slab that predicts all its slices learns from ten labelled slices"
+        " where the others learn from one."
+    ),
+]
+if config.note:
+    notes.append(config.note)
+if failed:
+    lost = "; ".join(failed)
+    notes.append(f"Failed, for no test scan got a voxel of the class: {lost}.")
+
+# %%
+finish_run(
+    run,
+    headline=headline,
+    table=table,
+    cost=dict(
+        updates=config.steps * len(done),
+        trainings=len(done),
+        wall_s=round(sum(one["train_s"] for one in done.values()), 1),
+        parameters=max(one["parameters"] for one in done.values()),
+    ),
+    data="phantom",
+    data_digest=data_digest(train + test),
+    notes=notes,
+)
+
+# %% [markdown]
+# ## Conclusion
+#
+# What came is in the record, not typed here. Which cells differ is said by the rule of the chapter
+# on statistics: over seeds and people, corrected for the number of questions, failed trainings
+# counted and not averaged.
+
+# %%
+told = compare_runs([run.folder], "dice", ["class", "slices"])
+print(f"{run.folder}:", *told["says"], sep="\n")
+for part in told["parts"]:
+    for line in part["says"]:
+        print(f"{part['name']}: {line}")

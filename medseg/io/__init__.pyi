@@ -1,0 +1,12 @@
+from .volume import Volume as Volume
+from .volume import reorient as reorient
+from .volume import same_grid as same_grid
+from .volume import world as world
+from .read import read_volume as read_volume
+from .write import write_labels as write_labels
+from .write import write_volume as write_volume
+from .files import InputError as InputError
+from .files import RepairWarning as RepairWarning
+from .check import check_pair as check_pair
+from .resample import resample_to as resample_to
+from .intensity import window as window
