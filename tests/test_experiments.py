@@ -60,7 +60,7 @@ def finished(cohort, tmp_path_factory):
     words = [
         sys.executable,
         "-m",
-        "medseg.cli.entry",
+        "medseg",
         "run",
         "segment",
         *TINY,
@@ -209,7 +209,7 @@ def test_a_stopped_run_says_so(cohort, tmp_path):
     words = [
         sys.executable,
         "-m",
-        "medseg.cli.entry",
+        "medseg",
         "run",
         "segment",
         "-p",

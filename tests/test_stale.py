@@ -1,7 +1,7 @@
 "Chapters that cannot rot: none is stale, and a changed function makes exactly its users stale."
 
+import ast
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -64,15 +64,12 @@ def test_every_chapter_is_written_down():
 
 def change(text, function):
     "The source with one more statement in the body of `function`."
-    new, n = re.subn(
-        rf'(^def {function}\([^"]*?\).*?:.*?\n    "[^\n]*"\n)',
-        r"\1    changed = 1\n",
-        text,
-        count=1,
-        flags=re.M | re.S,
-    )
-    assert n == 1, function
-    return new
+    (node,) = [
+        n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == function
+    ]
+    lines = text.splitlines(True)
+    lines.insert(node.body[0].end_lineno, "    changed = 1\n")
+    return "".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,7 @@ def changed(tmp_path_factory):
             top / name,
             ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
         )
-    for name in ("log", "experiments", "settings.ini", "_quarto.yml"):
+    for name in ("log", "settings.ini", "_quarto.yml"):
         (top / name).symlink_to(TOP / name)
     for full, users in USERS.items():
         module, _, function = full.rpartition(".")
@@ -98,10 +95,10 @@ def changed(tmp_path_factory):
         cell = next(c for c in nb["cells"] if f"def {function}(" in "".join(c["source"]))
         cell["source"] = change("".join(cell["source"]), function)
         (top / "nbs" / users[0]).write_text(json.dumps(nb))
-    quiet = top / "medseg/volumes/files.py"
+    quiet = top / "medseg/io/files.py"
     quiet.write_text(
         quiet.read_text().replace(
-            '    "A short SHA-256', '    # a comment\n    "Another explanation: a short SHA-256'
+            '    """A short SHA-256', '    # a comment\n    """Another explanation: a short SHA-256'
         )
     )
     return top
