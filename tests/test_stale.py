@@ -27,6 +27,7 @@ USERS = {
         "07_segment/02_unet.ipynb",
         "07_segment/05_predict.ipynb",
         "12_cli/04_segment.ipynb",
+        "12_cli/11_entry.ipynb",
     ],
     "medseg.translate.image_pool.pool_state": [
         "08_translate/10_image_pool.ipynb",
