@@ -8,6 +8,7 @@ import re
 
 import pytest
 from conftest import TOP
+from contrast import contrast
 
 from tools.convert import page_path
 from medseg.runs.journal import ROW_IDS
@@ -143,7 +144,8 @@ def test_no_code_scrolls_sideways(site, chromium):
 
 COLOURS = """() => [...document.querySelectorAll('article .highlight code span')].map(s => {
     let ground = s;
-    while (ground && /rgba\\(0, 0, 0, 0\\)|transparent/.test(getComputedStyle(ground).backgroundColor))
+    const clear = /rgba\\(0, 0, 0, 0\\)|transparent/;
+    while (ground && clear.test(getComputedStyle(ground).backgroundColor))
         ground = ground.parentElement;
     const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
     return [getComputedStyle(s).color, getComputedStyle(ground).backgroundColor].map(colour => {
@@ -152,18 +154,6 @@ COLOURS = """() => [...document.querySelectorAll('article .highlight code span')
         return [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3);
     });
 })"""
-
-
-def contrast(a, b):
-    "How many times brighter the brighter of two colours is, as WCAG defines it."
-
-    def luminance(colour):
-        channels = [c / 255 for c in colour]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.browser

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TOP
+from contrast import contrast, rgb
 
 from medseg.io.files import InputError, write_json
 from tools import convert, stale, uses
@@ -123,19 +124,6 @@ def test_headings_are_nested():
     assert page_path("01_io/03_volume.ipynb") == "01_io/volume.html"
 
 
-def luminance(colour):
-    "Relative luminance of #rrggbb, as WCAG defines it."
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a, b):
-    "How many times brighter the brighter of two colours is."
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
-
-
 INKS = {
     "#ffffff": ("#117a70", "#1c5b58", "#17803d", "#c8321f", "#9a5f00"),
     "#1f2729": ("#5cc9bc", "#5fce85", "#ff8a75", "#e9a94b"),
@@ -144,8 +132,8 @@ INKS = {
 
 @pytest.mark.parametrize("ground", INKS)
 def test_words_stand_out(ground):
-    assert round(contrast("#000000", "#ffffff"), 1) == 21.0
-    assert all(contrast(ink, ground) >= 4.5 for ink in INKS[ground])
+    assert round(contrast(rgb("#000000"), rgb("#ffffff")), 1) == 21.0
+    assert all(contrast(rgb(ink), rgb(ground)) >= 4.5 for ink in INKS[ground])
     assert INKS[ground][0] in SITE_CSS
 
 

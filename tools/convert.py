@@ -1,4 +1,4 @@
-"A chapter is read more often than it is run"
+"A chapter, as nbdev processed it, becomes HTML"
 
 import ast
 import base64

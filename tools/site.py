@@ -260,6 +260,7 @@ def chapter_pages(root: str | Path, tree: list, done: Path) -> dict[str, Page]:
         index = importlib.import_module("medseg._modidx").d["syms"]
     except ImportError:
         index = {}
+    runs = {Path(run).name: page_name(run) for run in find_runs(Path(root) / "log")}
     for path, chapter in names.items():
         nb, out = (
             json.loads((top / chapter).read_text(encoding="utf-8"))
@@ -271,14 +272,9 @@ def chapter_pages(root: str | Path, tree: list, done: Path) -> dict[str, Page]:
             raise InputError(
                 "chapter_broken", chapter, "cells", e, "a chapter", "correct the notebook"
             ) from None
-        pages[path] = finish(page, known_names(index, path, names) | _kept_runs(root, path))
+        kept = {run: _up(f"log/{stem}.html", path) for run, stem in runs.items()}
+        pages[path] = finish(page, known_names(index, path, names) | kept)
     return pages
-
-
-def _kept_runs(root: Path, page: str) -> dict[str, str]:
-    "Where the page of each kept run lies, as seen from `page`."
-    runs = find_runs(Path(root) / "log")
-    return {run.name: _up(f"log/{page_name(run)}.html", page) for run in map(Path, runs)}
 
 
 def log_pages(*tops: str | Path) -> dict[str, Page]:

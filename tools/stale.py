@@ -1,4 +1,4 @@
-"A picture knows what made it, and the build stops when that has changed"
+"Which chapters are older than what made them, and executing those again"
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"A name leads to a definition, a definition to other names"
+"Which definitions of the package a piece of code rests on, and the map of its imports"
 
 import ast
 import re
