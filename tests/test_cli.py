@@ -188,7 +188,7 @@ def test_errors_are_one_line(cohort, model, tmp_path):
     assert "nowhere" in refused("evaluate", tmp_path / "nowhere.nii.gz", item.label)
     for ask in (typed, medseg):
         assert "no such notebook" in refused("run", "segmnt", ask=ask)
-    assert "needs only name, manifest" in refused(
+    assert "needs only manifest, label_values" in refused(
         "run", "segment", "-p", "stepz", "3", cwd=tmp_path
     )
     assert "needs a value like" in refused("run", "segment", "-p", "steps", "1e5", cwd=tmp_path)

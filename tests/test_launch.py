@@ -278,7 +278,7 @@ def test_a_rank_that_ends_is_named_and_the_checkpoint_is_whole(tmp_path, how, to
         launch(ends_in, 2, (how, str(tmp_path / "net.safetensors")))
     assert time.time() - began < 100, "nobody waits for ever"
     assert (
-        how != "raise" or "in share" in error.value.__notes__[0]
+        how != "raise" or "in local_share" in error.value.__notes__[0]
     ), "the trace of the other process is kept"
     assert load_checkpoint(tmp_path / "net.safetensors")[1]["step"] in (3, 4)
     assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".")] == ["net.safetensors"]

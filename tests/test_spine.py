@@ -284,12 +284,12 @@ def test_cohort_is_unpaired_and_the_answer_hidden(tmp_path):
 
 
 def test_only_scoring_names_the_hidden_folder():
-    """Besides the module that writes the answers and the one that scores by them, only the loader
-    knows the name of their folder: to refuse it.
+    """Besides the module that writes the answers and the one that scores by them, only the
+    reader of scans knows the name of their folder: to refuse it.
     """
     named = {
         p.stem
         for p in Path(TOP / "medseg").rglob("*.py")
         if '"hidden"' in p.read_text() or "hidden/" in p.read_text()
     }
-    assert named <= {"spinecohort", "scores", "unpaired"}, named
+    assert named <= {"spine_cohort", "scores", "scans"}, named

@@ -132,7 +132,7 @@ import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from medseg.data.manifest import read_manifest
-from medseg.data.unpaired import PatchDraw, unpaired_batches
+from medseg.data.unpaired import PatchSampling, unpaired_batches
 from medseg.data.scans import load_sides
 from medseg.translate.predict import TranslateRecipe, translate_scan
 from medseg.translate.settings import Settings
@@ -141,7 +141,7 @@ from medseg.io.read import read_volume
 items = read_manifest({str(cohort)!r})
 mr, ct = load_sides([i for i in items if i.split == "train"], 5.)
 model = CycleGAN(Settings("resnet1", 2, disc_width=2, disc_layers=1, steps=2))
-rows = list(fit_cyclegan(model, unpaired_batches(mr, ct, PatchDraw((8, 8, 8)), 2)))
+rows = list(fit_cyclegan(model, unpaired_batches(mr, ct, PatchSampling((8, 8, 8)), 2)))
 test = next(i for i in items if i.split == "test")
 recipe = TranslateRecipe("resnet1", 2, patch=(8, 8, 8), spacing_mm=5.)
 translate_scan(model.translator(), recipe, read_volume(test.image))
