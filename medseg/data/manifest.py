@@ -316,11 +316,11 @@ def families(items: list[Item], together: tuple = ()) -> list[set]:
     list[set]
         each subject in one of them
     """
-    group: dict = {}
-    for names in [{i.subject, *_origins(i, subjects(items))} for i in items] + [*together]:
+    group, people = {}, subjects(items)
+    for names in [{i.subject, *_origins(i, people)} for i in items] + [*together]:
         joined = set(names).union(*(group.get(n, ()) for n in names))
         group.update(dict.fromkeys(joined, joined))
-    found = {id(group[s]): group[s] & subjects(items) for s in sorted(subjects(items))}
+    found = {id(group[s]): group[s] & people for s in sorted(people)}
     return list(found.values())
 
 
