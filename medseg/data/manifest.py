@@ -47,7 +47,7 @@ class Item:
     split
         one of SPLITS; "" where not decided
     modality
-        such as CT or MR; "" where not told
+        such as CT or MR, of several channels each, as in CT+MR; "" where not told
     parent
         what this one was derived from: images, subjects or other names, with ; between them
     truth
@@ -84,8 +84,7 @@ class Item:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modality of each channel, in capitals; "" where not told."""
-        kinds = self.modality.upper().split("+")
-        return tuple(kinds * len(self.images) if len(kinds) == 1 else kinds)
+        return tuple(self.modality.upper().split("+"))
 
 
 COLUMNS = ("subject", "image", "label", "split", "modality", "parent", "truth")
@@ -236,6 +235,8 @@ def _made(path: Path, where: str, value: dict) -> Item:
     kinds = own.get("modality", "").split("+")
     if len(kinds) not in (1, len(channels) + 1):
         no("modality", own["modality"], f"one, or {len(channels) + 1} with + between", "correct it")
+    if channels and len(kinds) == 1:  # said for all of them; nothing is a CT
+        own["modality"] = "+".join([kinds[0] or "CT"] * (len(channels) + 1))
     return Item(
         **own,
         label=label,

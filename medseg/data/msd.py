@@ -248,14 +248,14 @@ def read_dataset(folder: Path) -> list[dict]:
     -------
     list[dict]
         subject, image, more (further channels), label (None: no file), split ("" or "test"),
-        modality (one for all channels, or one each with + between), ignore (a label value, or None)
+        modality (of each channel, with + between), ignore (a label value, or None)
     """
     about = folder / "dataset.json"
     told = _read_json(about)
     _check_told(about, told)
     _, ignore = _labels_told(about, told)
     kinds = _channel_kinds(about, told)
-    modality = "+".join(dict.fromkeys(kinds) if len(set(kinds)) < 2 else kinds)
+    modality = "+".join(kinds)
     n = max(1, len(kinds))
     train = _side(about, told, ("training", "dataset"), "numTraining", "imagesTr", "labelsTr", n)
     test = _side(about, told, ("test",), "numTest", "imagesTs", "labelsTs", n)
@@ -362,8 +362,7 @@ def read_bids(folder: Path) -> list[dict]:
     people = _people(folder, {dict(key)["sub"] for key in scans})
     rows = []
     for key, files in scans.items():
-        kinds = [_bids_modality(folder, f) for f in files]
-        modality = "+".join(dict.fromkeys(kinds) if len(set(kinds)) < 2 else kinds)
+        modality = "+".join(_bids_modality(folder, f) for f in files)
         who = f"sub-{dict(key)['sub']}"
         row = dict(subject=who, image=files[0], more=tuple(files[1:]), split=people.get(who, ""))
         rows.append(row | dict(modality=modality) | _bids_labels(folder, files))
