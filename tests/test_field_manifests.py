@@ -194,7 +194,7 @@ def test_numbers_of_cases(tmp_path, about, field):
     [
         (dict(channel_names={"0": "T1", "1": "T2"}), "2 channels"),
         (dict(modality={"0": "T1", "1": "T2"}), "2 channels"),
-        (dict(labels={"background": 0, "liver": 1, "ignore": 2}), "ignore"),
+        (dict(labels={"background": 0, "liver": 1, "ignore": [2, 3]}), "ignore"),
         (dict(labels=["liver"]), "labels"),
         (dict(overwrite_image_reader_writer="NaturalImage2DIO"), "overwrite_image_reader_writer"),
         (dict(validation=listed(0)), "validation"),

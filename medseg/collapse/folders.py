@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.scans import CT_RANGE, mr_range, to_unit
+from ..data.cases import mr_range
+from ..data.scans import CT_RANGE, to_unit
 from .coverage import audit_folder
 from .panel import panel
 from ..io.files import InputError

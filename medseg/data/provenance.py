@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'code_version', 'Record', 'array_digest', 'check_records', 'write_records', 'read_records', 'rebuild',
-           'rebuild_from', 'split_by_source', 'effective_size', 'audit_split']
+           'rebuild_from', 'families_of', 'split_by_source', 'effective_size', 'audit_split']
 
 # %% ../../nbs/05_data/04_provenance.ipynb #5c1c6626
 import json
@@ -313,7 +313,7 @@ def _ancestors(known: dict, item: str) -> set:
     return found
 
 # %% ../../nbs/05_data/04_provenance.ipynb #01000c2a
-def _families_of(records: list, same: tuple = ()) -> list[set]:
+def families_of(records: list, same: tuple = ()) -> list[set]:
     """Subjects that are joined by records, or by `same`.
 
     Parameters
@@ -359,14 +359,14 @@ def split_by_source(
     seed
         of the draw
     same
-        see `_families_of`
+        see `families_of`
 
     Returns
     -------
     tuple[list, list]
         records to train on, records to test on
     """
-    groups = _families_of(records, same)
+    groups = families_of(records, same)
     names = set().union(*groups)
     if odd := set(hold_out) - names:
         raise ValueError(f"hold_out names {sorted(odd)}; the subjects are {sorted(names)[:20]}")
@@ -396,7 +396,7 @@ def effective_size(records: list, same: tuple = ()) -> dict:
     records
         of `Record`
     same
-        see `_families_of`
+        see `families_of`
 
     Returns
     -------
@@ -404,7 +404,7 @@ def effective_size(records: list, same: tuple = ()) -> dict:
         volumes, sources, subjects (families of them), distinct (volumes, a copied source
         counted once), balanced, text
     """
-    groups, count = _families_of(records, same), {}
+    groups, count = families_of(records, same), {}
     for r in records:
         count[r.subject] = count.get(r.subject, 0) + 1
     sizes = np.array([sum(count[s] for s in g) for g in groups], float)
@@ -435,7 +435,7 @@ def audit_split(records: list, train: set, test: set, same: tuple = ()) -> list[
     test
         items to test on
     same
-        see `_families_of`
+        see `families_of`
 
     Returns
     -------
@@ -447,7 +447,7 @@ def audit_split(records: list, train: set, test: set, same: tuple = ()) -> list[
     if odd := (set(train) | set(test)) - set(known):
         raise ValueError(f"items without a record: {sorted(odd)[:3]}")
     rows = []
-    for group in _families_of(records, same):
+    for group in families_of(records, same):
         here = [r for r in records if r.subject in group]
         both = [[r.item for r in here if r.item in side] for side in (train, test)]
         if all(both):

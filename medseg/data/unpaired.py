@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, map_coordinates
 
+from .cases import draw_scan
 from .patch import cut_patch
 from .scans import Scan, to_unit
 from .recipe import turn_matrix
@@ -119,6 +120,8 @@ def _draw_start(scan: Scan, size: tuple, foreground: float, rng: np.random.Gener
 def sample_patch(scans: list[Scan], how: PatchSampling, rng: np.random.Generator) -> dict:
     """The record of one random patch: where it lies and what is done to it.
 
+    All subjects are equally likely, then all scans of a subject.
+
     Parameters
     ----------
     scans
@@ -134,7 +137,7 @@ def sample_patch(scans: list[Scan], how: PatchSampling, rng: np.random.Generator
         scan, modality, start, size, and what is done: turn, elastic, stretch, mean, sd,
         flip, seed
     """
-    scan = scans[int(rng.integers(len(scans)))]
+    scan = draw_scan(scans, [s.subject or s.name for s in scans], rng)
     found = dict(
         scan=scan.name,
         modality=scan.modality,

@@ -17,14 +17,14 @@ from scipy.ndimage import label as connected
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ..data.cases import inplane_shape, resize_slices
+from ..data.cases import inplane_shape, ras_spacing, resize_slices, unit_window
 from ..data.slab import check_slab, reassemble, slab, slab_starts, to_slices, to_volume
 from .unet import UNet
 from ..train.checkpoint import load_network, save_network
 from ..train.loop import evaluation_mode
-from ..io.files import warn_repaired
+from ..io.files import InputError, warn_repaired
 from ..io.intensity import window
-from ..io.volume import Volume, reorient
+from ..io.volume import Volume, aligned
 
 # %% ../../nbs/07_segment/05_predict.ipynb #0438faea
 @dataclass(frozen=True)
@@ -54,9 +54,14 @@ class SegmentRecipe:
     largest
         largest parts kept of each class from 1 on; 0 and () keep all
     names
-        of the classes from 1 on
+        of the classes from 1 on; () calls them class 1, class 2, …
     modality
-        of the scans it was trained on: CT or MR; "" is not known
+        of the scans it was trained on: CT or MR, of several channels each, as in CT+MR; "" is
+        not known
+    channels
+        images of each person, on one grid
+    scaling
+        of each channel: "window" (of HU), or "percentiles" (of each scan); () is the window
     """
 
     depth: int = 5
@@ -69,17 +74,27 @@ class SegmentRecipe:
     level: float = 60.0
     window: float = 400.0
     largest: tuple = ()
-    names: tuple = ("liver",)
+    names: tuple = ()
     modality: str = ""
+    channels: int = 1
+    scaling: tuple = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "names", tuple(self.names))
+        names = tuple(self.names) or tuple(f"class {k}" for k in range(1, self.classes))
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "scaling", tuple(self.scaling) or ("window",) * self.channels)
         object.__setattr__(self, "largest", self._kept())
         check_slab(self.depth, self.target)
         if self.classes != len(self.names) + 1:
             raise ValueError(
                 f"classes must be {len(self.names) + 1} for {self.names} and background, got"
                 f" {self.classes}"
+            )
+
+        if len(self.scaling) != self.channels or set(self.scaling) - {"window", "percentiles"}:
+            raise ValueError(
+                f"scaling must be window or percentiles for each of {self.channels} channels, got"
+                f" {self.scaling}"
             )
 
     def _kept(self) -> tuple:
@@ -94,7 +109,15 @@ class SegmentRecipe:
         return kept
 
     def net(self) -> UNet:
-        return UNet(self.depth, self.classes, self.target, self.attention, self.width, self.levels)
+        return UNet(
+            self.depth,
+            self.classes,
+            self.target,
+            self.attention,
+            self.width,
+            self.levels,
+            channels=self.channels,
+        )
 
 # %% ../../nbs/07_segment/05_predict.ipynb #bad83c1c
 def save_model(path: str | Path, net: nn.Module, recipe: SegmentRecipe, about: dict) -> Path:
@@ -131,19 +154,21 @@ def load_model(path: str | Path) -> tuple[nn.Module, SegmentRecipe]:
 
 
 def with_modality(recipe: SegmentRecipe, modalities: list[str]) -> SegmentRecipe:
-    """A recipe that says what its network was trained on.
+    """A recipe that says what its network is trained on: modality, channels and their scaling.
 
     Parameters
     ----------
     recipe
         what the network is made for; stays as it is
     modalities
-        of the scans in training, as a manifest tells; "" is CT
+        of the scans in training, as a manifest tells, of several channels with + between; "" is CT
     """
     found = sorted({m.upper() or "CT" for m in modalities})
     if len(found) != 1:
         raise ValueError(f"a network learns one modality, got {found}")
-    return replace(recipe, modality=found[0])
+    kinds = found[0].split("+")
+    scaling = tuple("window" if kind in ("", "CT") else "percentiles" for kind in kinds)
+    return replace(recipe, modality=found[0], channels=len(kinds), scaling=scaling)
 
 
 def expected_modality(recipe: SegmentRecipe, path: str | Path) -> str:
@@ -173,7 +198,7 @@ def expected_modality(recipe: SegmentRecipe, path: str | Path) -> str:
 
 # %% ../../nbs/07_segment/05_predict.ipynb #5f6f815a
 def _slab_maps(
-    net: nn.Module, recipe: SegmentRecipe, slices: np.ndarray, step: int | None = None
+    net: nn.Module, recipe: SegmentRecipe, channels: list[tuple], step: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The network's answer for each slab of a scan.
 
@@ -181,8 +206,9 @@ def _slab_maps(
 
     Parameters
     ----------
-    slices
-        (z, y, x) HU at the recipe's pixel size
+    channels
+        of each: (z, y, x) intensities at the recipe's pixel size; level and width that become
+        [0, 1]
     step
         slices between slabs for target "all"; None is no overlap
 
@@ -192,13 +218,16 @@ def _slab_maps(
         (start, maps): (c, depth, y, x) or (c, 1, y, x) logits
     """
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    slices = channels[0][0]
     wanted = (
         recipe.classes,
         *([recipe.depth] if recipe.target == "all" else []),
         *slices.shape[1:],
     )
     for start in slab_starts(len(slices), recipe.depth, recipe.target, step):
-        x = torch.from_numpy(window(slab(slices, start, recipe.depth), recipe.level, recipe.window))
+        x = torch.from_numpy(
+            np.concatenate([window(slab(c, start, recipe.depth), *of) for c, of in channels])
+        )
         with evaluation_mode(net):
             logits = net(x[None].to(device))[0]
         if tuple(logits.shape) != wanted:
@@ -281,7 +310,9 @@ def usual_components(masks: list[np.ndarray], classes: int, speck: float = 0.01)
     return tuple(max((parts(m == c) for m in masks), default=0) for c in range(1, classes))
 
 # %% ../../nbs/07_segment/05_predict.ipynb #122e92e9
-def predict(net: nn.Module, recipe: SegmentRecipe, scan: Volume, step: int | None = None) -> Volume:
+def predict(
+    net: nn.Module, recipe: SegmentRecipe, scan: Volume | list[Volume], step: int | None = None
+) -> Volume:
     """Segment a whole scan; all parts of each class, before `keep_largest`.
 
     Parameters
@@ -291,21 +322,42 @@ def predict(net: nn.Module, recipe: SegmentRecipe, scan: Volume, step: int | Non
     recipe
         what the network was made and trained for
     scan
-        HU, any orientation, any depth from 1 on
+        HU or MR intensities, any orientation, any depth from 1 on; several channels in the order
+        of training, on one grid
     step
         slices between slabs for target "all"; smaller lets slabs vote
 
     Returns
     -------
     Volume
-        uint8 classes with the scan's shape and affine
+        uint8 classes with the (first) scan's shape and affine
     """
-    slices, size = to_slices(scan), reorient(scan, "RAS").spacing
-    small = resize_slices(
-        slices, inplane_shape(slices.shape[1:], (size[1], size[0]), recipe.inplane_mm)
-    )
+    scans = _channels_of(recipe, scan)
+    (dx, dy, _), slices = ras_spacing(scans[0]), to_slices(scans[0])
+    shape = inplane_shape(slices.shape[1:], (dy, dx), recipe.inplane_mm)
+    channels = [
+        (
+            resize_slices(to_slices(one), shape),
+            (recipe.level, recipe.window) if how == "window" else unit_window(one, "MR"),
+        )
+        for one, how in zip(scans, recipe.scaling)
+    ]
     classes = np.empty(slices.shape, np.uint8)
-    maps = _slab_maps(net, recipe, small, step)
+    maps = _slab_maps(net, recipe, channels, step)
     for z, logits in reassemble(maps, len(slices), recipe.depth, recipe.target):
         classes[z] = _classes_of(logits, slices.shape[1:])
-    return to_volume(classes, scan)
+    return to_volume(classes, scans[0])
+
+
+def _channels_of(recipe: SegmentRecipe, scan: Volume | list[Volume]) -> list[Volume]:
+    "The images of a person, as many as the network was trained on, with the axes of the first."
+    scans = [scan] if isinstance(scan, Volume) else list(scan)
+    if len(scans) != recipe.channels:
+        needs = f"{recipe.channels}, as in training ({recipe.modality or 'modality not known'})"
+        do = "give all images of the person, in the order of training"
+        raise InputError("channels_number", "scan", "images", len(scans), needs, do)
+    found = [aligned(scans[0], one) for one in scans]
+    if None in found:
+        needs, do = "one grid for all images of a person", "bring them to the grid of the first"
+        raise InputError("channel_grid", "scan", "grid", "another one", needs, do)
+    return found

@@ -190,17 +190,19 @@ class UNet(nn.Module):
         levels: int = 4,
         # maps of the last block; None is wide enough for the answer, in steps of 8
         last: int | None = None,
+        channels: int = 1,  # images of each slice, fed one after the other
     ):
         super().__init__()
         _check_shape(slices, classes, target, width, levels)
         self.slices, self.classes, self.target, self.levels = slices, classes, target, levels
+        self.channels = channels
         outputs = classes * slices if target == "all" else classes
         widths, last = [width * 2**i for i in range(levels)], last or max(
             width, 8 * math.ceil(outputs / 8)
         )
         _warn_if_narrow(last, outputs)
         self.down = nn.ModuleList(
-            Stage(a, b, attention) for a, b in zip([slices] + widths, widths[:-1])
+            Stage(a, b, attention) for a, b in zip([slices * channels] + widths, widths[:-1])
         )
         self.bottom = Stage(widths[-2], widths[-1], attention)
         self.up = nn.ModuleList(Up(w) for w in widths[:0:-1])
@@ -214,8 +216,8 @@ class UNet(nn.Module):
         """Returns
         -------
         value
-            (b, slices, h, w) -> logits (b, classes, slices, h, w), or (b, classes, h, w) for
-            the middle
+            (b, channels*slices, h, w) -> logits (b, classes, slices, h, w), or (b, classes, h, w)
+            for the middle
         """
         maps = self.head(self.features(x))[..., : x.shape[-2], : x.shape[-1]]
         return maps if self.target == "middle" else split_classes(maps, self.classes, self.slices)
@@ -224,11 +226,11 @@ class UNet(nn.Module):
         """Returns
         -------
         value
-            (b, slices, h, w) -> (b, last, H, W), padded; what the last convolution sees
+            (b, channels*slices, h, w) -> (b, last, H, W), padded; what the last convolution sees
         """
-        if x.ndim != 4 or x.shape[1] != self.slices:
+        if x.ndim != 4 or x.shape[1] != self.slices * self.channels:
             raise ValueError(
-                f"x must be (b, {self.slices}, h, w), slices as channels, got shape"
+                f"x must be (b, {self.slices * self.channels}, h, w), slices as channels, got shape"
                 f" {tuple(x.shape)}"
             )
         x, seen = (

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..data.patch import blend, cut_patch, seam_score, starts
-from ..data.scans import CT_RANGE, mr_range, on_grid, to_unit, unscale_ct
+from ..data.cases import mr_range
+from ..data.scans import CT_RANGE, on_grid, to_unit, unscale_ct
 from ..train.checkpoint import load_network, save_network
 from ..train.loop import evaluation_mode
 from .generators import generator
