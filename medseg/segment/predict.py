@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SegmentRecipe', 'save_model', 'load_model', 'with_modality', 'expected_modality', 'keep_largest', 'usual_components',
-           'predict']
+           'predict', 'predict_case']
 
 # %% ../../nbs/07_segment/05_predict.ipynb #7c6ff266
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from scipy.ndimage import label as connected
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ..data.cases import inplane_shape, ras_spacing, resize_slices, unit_window
+from ..data.cases import Case, inplane_shape, ras_spacing, resize_slices, unit_window
 from ..data.slab import check_slab, reassemble, slab, slab_starts, to_slices, to_volume
 from .unet import UNet
 from ..train.checkpoint import load_network, save_network
@@ -361,3 +361,28 @@ def _channels_of(recipe: SegmentRecipe, scan: Volume | list[Volume]) -> list[Vol
         needs, do = "one grid for all images of a person", "bring them to the grid of the first"
         raise InputError("channel_grid", "scan", "grid", "another one", needs, do)
     return found
+
+# %% ../../nbs/07_segment/05_predict.ipynb #c0a5e102
+def predict_case(net: nn.Module, recipe: SegmentRecipe, case: Case) -> np.ndarray:
+    """Segment a prepared scan at the pixel size of the training.
+
+    Parameters
+    ----------
+    net
+        left as it was found
+    recipe
+        what the network was made for
+    case
+        from `data.cases.load_case`
+
+    Returns
+    -------
+    np.ndarray
+        (z, y, x) uint8 classes
+    """
+    windows = case.windows or (None,) * len(case.channels)
+    usual = (recipe.level, recipe.window)
+    channels = [(channel, own or usual) for channel, own in zip(case.channels, windows)]
+    maps = _slab_maps(net, recipe, channels)
+    whole = reassemble(maps, len(case.classes), recipe.depth, recipe.target)
+    return np.stack([logits.argmax(0) for _, logits in whole]).astype(np.uint8)
