@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 import warnings
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../../nbs/01_io/01_files.ipynb #593f5711
@@ -238,8 +239,11 @@ def digest(*parts: bytes | str | Path) -> str:
     return whole.hexdigest()[:16]
 
 # %% ../../nbs/01_io/01_files.ipynb #35b10757
+@lru_cache
 def code_digest(*parts: str) -> str:
     """A digest of the package's own source: things with the same one were made by the same code.
+
+    It is read once in a process.
 
     Parameters
     ----------
