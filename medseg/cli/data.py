@@ -48,36 +48,65 @@ def fetch(
 @app.command(rich_help_panel="Prepare data")
 def cache(
     manifest: Annotated[
-        Path, typer.Argument(help="CSV with subject,image,label, or an MSD or nnU-Net folder.")
+        Path,
+        typer.Argument(help="CSV with subject,image,label, or an MSD, nnU-Net or BIDS folder."),
     ],
     folder: Annotated[Path, typer.Option(help="Of the cache.")] = Path("runs/cache"),
     label_values: Annotated[
-        str, typer.Option(help="Label values of class 1, 2, …; + merges.")
-    ] = "1+2",
+        str | None,
+        typer.Option(help="Label values of class 1, 2, …; + merges. By default as `run segment`."),
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="Of class 1, 2, …, by comma. By default as `run segment`.")
+    ] = None,
     inplane_mm: Annotated[
-        float, typer.Option(min=0, help="Pixel size to train at; 0 is native.")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            min=0, help="Pixel size to train at; 0 is native. By default as `run segment`."
+        ),
+    ] = None,
     most_gb: Annotated[
         float,
         typer.Option(min=0, help="For the whole cache; what was not used for longest goes first."),
     ] = 50.0,
     workers: WORKERS = 1,
     scheduler: SCHEDULER = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all bytes, whatever sizes and times say.")
+    ] = False,
     as_json: JSON = False,
 ):
     """Prepare the labelled scans of a manifest for training; what is there already is kept.
 
     Example: medseg cache liver.csv --label-values 1+2 --inplane-mm 3 --workers 2"""
     from medseg.data.cache import build_cache
-    from medseg.data.manifest import check_places, parse_label_values, read_manifest
+    from medseg.data.manifest import check_places, read_manifest
+    from medseg.data.ready import choose_classes
+    from medseg.runs.execute import experiment_parameters, find_experiment
 
     check_places(manifest, **{"--folder": folder})
-    items = [i for i in read_manifest(manifest) if i.label]
-    rows = build_cache(
-        items, parse_label_values(label_values), inplane_mm, folder, most_gb, workers, scheduler
-    )
+    usual = experiment_parameters(find_experiment("segment"))
+    if label_values is None:  # names are those of the values beside them
+        class_names = usual["class_names"] if class_names is None else class_names
+        label_values = usual["label_values"]
+    groups, _ = choose_classes(label_values, class_names or "", manifest)
+    mm = usual["inplane_mm"] if inplane_mm is None else inplane_mm
+    items = [i for i in read_manifest(manifest) if i.labels]
+    with progress() as bar:
+        task = bar.add_task("scans", total=len(items))
+        rows = build_cache(
+            items,
+            groups,
+            mm,
+            folder,
+            most_gb,
+            workers,
+            scheduler,
+            lambda done, of: bar.update(task, completed=done),
+            verify,
+        )
     if as_json:
-        return say(dict(folder=folder, cases=rows))
+        return say(dict(folder=folder, inplane_mm=mm, label_values=groups, cases=rows))
     draw(
         f"{folder}: {len(rows)} scans, {sum(r['mb'] for r in rows):.0f} MB",
         rows,

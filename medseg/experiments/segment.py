@@ -53,7 +53,8 @@ from pathlib import Path
 
 from medseg.data.augment import augmented as changed
 from medseg.data.cache import kept_case
-from medseg.data.cases import SlabSampling, slab_batches, load_case, read_labels, read_scan
+from medseg.data.cases import SlabSampling, slab_batches, load_case, read_channels, read_labels
+from medseg.data.cases import read_scan
 from medseg.data.cohort import is_phantom, make_cohort
 from medseg.data.manifest import data_digest, item_name, parse_label_values
 from medseg.data.manifest import read_manifest, subjects
@@ -174,7 +175,7 @@ table, shown = [], []
 for item in test:
     scan = read_scan(item)
     labels = read_labels(item, scan, groups)
-    mask, dropped = keep_largest(predict(net, recipe, scan), recipe.largest)
+    mask, dropped = keep_largest(predict(net, trained, read_channels(item)), recipe.largest)
     write_labels(run.folder / "masks" / f"{item_name(item, test)}.nii.gz", mask)
     about = dict(z_mm=scan.spacing[2], slices=scan.shape[2])
     rows = score_rows(item.subject, mask, labels, recipe.names, about)

@@ -97,6 +97,8 @@ def typed_value(name: str, value, default, path=""):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     text = str(value).strip()
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return text  # as YAML reads label_values: 5
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind is int and isinstance(value, str) and re.fullmatch(r"[+-]?\d+", text):
