@@ -171,7 +171,7 @@ def planned(given: dict) -> tuple:
         Settings, patch, batch
     """
     from dataclasses import fields
-    from medseg.runs.execute import typed_value
+    from medseg.runs.parameters import typed_value
     from medseg.translate.settings import Settings, settings_from
 
     # millimetres take no memory
