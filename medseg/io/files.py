@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LACKS', 'atomic', 'where_supported', 'open_mode', 'to_json', 'write_text', 'write_json', 'append_row', 'read_rows',
-           'digest', 'code_digest', 'one_line', 'escaped', 'path_line', 'format_number', 'InputError', 'RepairWarning',
-           'warn_repaired', 'safe_name', 'distinct_names', 'scan_stem', 'path_names', 'check_outputs', 'check_folder',
-           'walk', 'file_id']
+           'digest', 'code_digest', 'one_line', 'escaped', 'path_line', 'short_name', 'format_number', 'InputError',
+           'RepairWarning', 'warn_repaired', 'safe_name', 'distinct_names', 'scan_stem', 'path_names', 'check_outputs',
+           'check_folder', 'walk', 'file_id']
 
 # %% ../../nbs/01_io/01_files.ipynb #933cb081
 import errno
@@ -308,6 +308,20 @@ def path_line(path, most: int = 60) -> str:
     """
     text = one_line(path, 10_000)
     return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
+
+
+def short_name(name, most: int = 28) -> str:
+    """A name on one line that keeps both ends, by which names differ.
+
+    Parameters
+    ----------
+    name
+        of a scan or a person
+    most
+        longer text loses its middle, characters
+    """
+    name = one_line(name, 10_000)
+    return name if len(name) <= most else f"{name[:most//2 - 1]}…{name[-(most - most//2):]}"
 
 # %% ../../nbs/01_io/01_files.ipynb #5a7e0002
 def format_number(value, digits: int = 4) -> str:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..data.slab import to_slices
-from ..io.files import one_line
+from ..io.files import short_name
 from ..io.intensity import window
 from ..io.volume import Volume, along_z, reorient
 from .metrics import evaluate
@@ -81,7 +81,7 @@ def overlay_figure(shown: list[tuple], names: Sequence[str] = (), most: int = 12
     for ax, (name, hu, pred, label, aspect) in zip(axes, part):
         ax.imshow(window(hu), cmap="gray", origin="lower", aspect=aspect)
         _draw_classes(ax, pred, label, aspect)
-        ax.set_title(_short(name), fontsize=8)
+        ax.set_title(short_name(name), fontsize=8)
     for ax in fig.axes:
         ax.set_axis_off()
     _legend(fig, part, names)
@@ -99,12 +99,6 @@ def _draw_classes(ax, pred: np.ndarray, label: np.ndarray, aspect: float):
     for c in np.unique(pred[pred > 0]):
         if not (pred == c).all():
             ax.contour(pred == c, [0.5], colors=class_colour(int(c)), linewidths=1.2)
-
-
-def _short(name: str, most: int = 28) -> str:
-    "A name that fits above a slice: its two ends, which tell scans apart."
-    name, half = one_line(name), most // 2 - 1
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def _legend(fig: Figure, part: list[tuple], names: Sequence[str]):
