@@ -188,7 +188,7 @@ failed = mark_empty(table)
 # ## Artefacts
 
 # %%
-caption = "The fullest slice of each test scan, a colour a class: labels as areas, predictions as lines."
+caption = "The fullest slice of each test scan: labels as areas, predictions as lines."
 run.figure(overlay_figure(shown, recipe.names), "masks", caption)
 caption = "Dice of each test scan against its z spacing."
 run.figure(dice_figure(table), "dice_by_spacing", caption)

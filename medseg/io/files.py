@@ -444,7 +444,18 @@ def distinct_names(wanted: Sequence[str], keys: Sequence[str] | None = None) -> 
     return names
 
 # %% ../../nbs/01_io/01_files.ipynb #a89318ab
-_SCAN_ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img")
+_SCAN_ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mgz",
+    ".mgh",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".hdr",
+    ".img",
+)
 
 
 def scan_stem(path: str | Path) -> str:

@@ -275,15 +275,7 @@ def _record(demo: Run, folders: list[Path], table: list[dict], settings: dict, d
         runs=len(folders),
         peak_gib=max(r["cost"]["peak_gib"] for r in results),
     )
-    finish_run(
-        demo,
-        headline,
-        rows,
-        cost,
-        data,
-        results[0]["digests"]["data"],
-        notes,
-    )
+    finish_run(demo, headline, rows, cost, data, results[0]["digests"]["data"], notes)
     return dict(
         folder=demo.folder, page=write_page(demo.folder), runs=folders, table=table, summary=told
     )

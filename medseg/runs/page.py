@@ -69,7 +69,8 @@ _page = templates.from_string("""<div class="run">{{ top }}
 <p><strong>Cost.</strong> {{ cost }}</p>
 <h2 id="results">Results, worst first</h2>{{ table }}
 {% if means %}<h3 id="means">The same by person</h3>
-<p>A person's scans are averaged here; above, each scan has a row of its own.</p>{{ means }}{% endif %}
+<p>A person's scans are averaged here; above, each scan has a row of its own.</p>{{ means }}
+{% endif %}
 {{ people }}
 {% if pictures %}<h2 id="figures">Figures</h2>{% for source, caption in pictures %}
 <figure><img src="{{ source }}" alt="{{ caption }}" loading="lazy">
@@ -281,7 +282,9 @@ class ShownRun:
     def __init__(self, folder: Path):
         run = read_run(folder)
         self.title, self.headline = run["title"], run["headline"]
-        self.html = f"<style>{RUN_CSS}</style><h2>{Markup.escape(run['title'])}</h2>{run_page(folder)}"
+        self.html = (
+            f"<style>{RUN_CSS}</style><h2>{Markup.escape(run['title'])}</h2>{run_page(folder)}"
+        )
 
     def _repr_html_(self) -> str:
         return self.html

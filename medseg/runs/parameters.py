@@ -86,7 +86,7 @@ def check_names(given: Iterable[str], known: Iterable[str], path=""):
 
 # %% ../../nbs/11_runs/02_parameters.ipynb #c1718818
 def frozen(names: dict) -> Any:
-    """The parameters of an experiment as one frozen value, held against the cell that declares them.
+    """The parameters of an experiment as one frozen value, held against their own cell.
 
     InputError for a parameter that is not declared, or for a value of another kind.
 

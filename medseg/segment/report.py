@@ -103,7 +103,9 @@ def _draw_classes(ax, pred: np.ndarray, label: np.ndarray, aspect: float):
 
 def _legend(fig: Figure, part: list[tuple], names: Sequence[str]):
     "Which colour is which class, and what areas and lines are."
-    held = sorted({int(c) for _, _, pred, label, _ in part for x in (pred, label) for c in np.unique(x)} - {0})
+    held = sorted(
+        {int(c) for _, _, pred, label, _ in part for x in (pred, label) for c in np.unique(x)} - {0}
+    )
     marks = [
         Patch(color=class_colour(c), label=names[c - 1] if c <= len(names) else f"class {c}")
         for c in held
