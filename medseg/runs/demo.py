@@ -7,7 +7,7 @@ __all__ = ['summary', 'run_demo']
 
 # %% ../../nbs/11_runs/15_demo.ipynb #664d0493
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -87,11 +87,13 @@ def _gather(folders: list[Path]) -> list[dict]:
             row = rows.setdefault(key, about | dict(dice=[None] * len(folders)))
             row["dice"][k] = r["dice"]
     order = sorted(rows.values(), key=lambda r: (r["class"], r["z_mm"], r["subject"], r["scan"]))
-    return [dict(r, mean=_mean([d for d in r["dice"] if d is not None])) for r in order]
+    return [dict(r, mean=_mean(r["dice"])) for r in order]
 
 
-def _mean(values: list[float]) -> float | None:
-    return mean(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    "The mean of the values that there are; None if there are none."
+    known = [v for v in values if v is not None]
+    return mean(known) if known else None
 
 
 def summary(table: list[dict]) -> dict:
@@ -108,8 +110,9 @@ def summary(table: list[dict]) -> dict:
         class -> mean Dice (None where nobody holds it), spread over runs (None unless all runs
         tested the same scans), worst scan, runs, subjects and scans (that hold it)
     """
+    scored = [r for r in table if _mean(r["dice"]) is not None]
     return {
-        name: _class_summary([r for r in table if r["class"] == name and r["mean"] is not None])
+        name: _class_summary([r for r in scored if r["class"] == name])
         for name in dict.fromkeys(r["class"] for r in table)
     }
 
@@ -117,11 +120,11 @@ def summary(table: list[dict]) -> dict:
 def _class_summary(rows: list[dict]) -> dict:
     "What `summary` says of one class, from the rows of the scans that hold it."
     runs = max((len(r["dice"]) for r in rows), default=0)
-    people = subject_means(rows, "mean")
-    each = [_mean(list(subject_means(_of_run(rows, k), "dice").values())) for k in range(runs)]
+    people = subject_means([dict(r, dice=_mean(r["dice"])) for r in rows])
+    each = [_mean(subject_means(_of_run(rows, k)).values()) for k in range(runs)]
     alike = runs > 1 and all(None not in r["dice"] for r in rows)
     return dict(
-        mean=_mean(list(people.values())),
+        mean=_mean(people.values()),
         worst=min((d for r in rows for d in r["dice"] if d is not None), default=None),
         spread=stdev(each) if alike else None,
         runs=runs,
