@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'WORKERS', 'SCHEDULER', 'JSON', 'LOOKALIKES', 'Pair', 'options', 'say', 'draw', 'shown', 'any_terminal',
-           'progress', 'picture']
+           'explain', 'progress', 'Job', 'find_jobs', 'origin', 'run_jobs', 'end_jobs', 'picture']
 
 # %% ../../nbs/12_cli/01_common.ipynb #42635e37
 import codecs
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +23,8 @@ from rich.table import Table
 
 import medseg
 
-from ..io.files import escaped, format_number, one_line, to_json
+from ..io.files import InputError, check_folder, check_outputs, digest, escaped
+from ..io.files import format_number, one_line, path_line, path_names, to_json
 
 # %% ../../nbs/12_cli/01_common.ipynb #1c9b0b71
 app = typer.Typer(
@@ -84,6 +88,7 @@ def draw(title: str, rows: list[dict], columns: list[str]):
         table.add_column(
             name,
             justify="right" if rows and isinstance(rows[0].get(name), (int, float)) else "left",
+            overflow="fold",  # a path that is too wide goes on below; its end tells scans apart
         )
     for row in rows:
         table.add_row(*(shown(row.get(name)) for name in columns))
@@ -98,6 +103,8 @@ def shown(value) -> str:
         return format_number(value)
     if isinstance(value, (list, tuple)):
         return " × ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    if isinstance(value, Path) or "/" in str(value):
+        return path_line(value, 60).replace("[", "\\[")
     return one_line(value, 60).replace("[", "\\[")
 
 # %% ../../nbs/12_cli/01_common.ipynb #78d9aca8
@@ -138,6 +145,23 @@ def any_terminal():
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="lookalike")
 
+# %% ../../nbs/12_cli/01_common.ipynb #bfb08dfa
+def explain(e: Exception) -> str:
+    "An error as one line."
+    if isinstance(e, InputError):
+        return str(e)
+    if isinstance(e, OSError) and e.strerror:
+        return (
+            f"{one_line(e.filename or 'output')}: file: found {one_line(e.strerror)}; needs a file"
+            " that can be used; do check path, rights and free space"
+        )
+    if isinstance(e, MemoryError):
+        return (
+            f"memory: size: found {one_line(str(e) or 'no room left', 300)}; needs more memory; do"
+            " take smaller scans or settings, or a machine with more"
+        )
+    return one_line(str(e) or type(e).__name__, 500)
+
 # %% ../../nbs/12_cli/01_common.ipynb #7aa0f2e1
 def progress() -> Progress:
     "A progress bar on stderr, drawn only on a terminal."
@@ -150,6 +174,139 @@ def progress() -> Progress:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
+
+# %% ../../nbs/12_cli/01_common.ipynb #d378412d
+@dataclass(frozen=True)
+class Job:
+    """A scan and what is to be made of it.
+
+    Parameters
+    ----------
+    source
+        the scan, a file or the folder of a series
+    out
+        the file to make
+    """
+
+    source: Path
+    out: Path
+
+
+def find_jobs(paths: Sequence[Path], out: Path, ending: str = "") -> list[Job]:
+    """What there is to do in some folders; InputError if nothing, or if outputs lie among it.
+
+    Parameters
+    ----------
+    paths
+        scans, and folders that are searched to the bottom
+    out
+        the folder of the outputs
+    ending
+        of the names of the outputs, before .nii.gz
+
+    Returns
+    -------
+    list[Job]
+        one a scan; their outputs have names of their own
+    """
+    from medseg.zdepth.survey import find_volumes
+
+    check_folder("-o", out, [p for p in paths if p.is_dir()])
+    found = {v.resolve(): (v, top) for top in paths for v in find_volumes(top)}
+    if not found:
+        raise InputError("scans_missing", paths[0], "folder", "no scan", "scans", "check the path")
+    parts = [len(v.relative_to(top).parts) or 1 if v != top else 1 for v, top in found.values()]
+    scans = [v for v, _ in found.values()]
+    names = path_names(scans, parts)
+    return [Job(v, Path(out) / f"{n}{ending}.nii.gz") for v, n in zip(scans, names)]
+
+
+def origin(scan: Path, checkpoint: Path, model: str, **settings) -> dict:
+    """What the record beside an output says of where it comes from.
+
+    Parameters
+    ----------
+    scan
+        that was read
+    checkpoint
+        of the network
+    model
+        digest of the checkpoint
+    **settings
+        that change the output
+    """
+    from medseg.io.identity import scan_digest
+
+    known = dict(Sources=[scan.name], SourceDigest=scan_digest(scan))
+    return known | dict(Model=checkpoint.name, ModelDigest=model) | settings
+
+
+def run_jobs(jobs: list[Job], checkpoint: Path, work: Callable, settings: dict, told: Callable):
+    """Do all jobs, whatever becomes of some; exit status 1 if one could not be done.
+
+    Parameters
+    ----------
+    jobs
+        from `find_jobs`
+    checkpoint
+        of the network that `work` uses
+    work
+        (job, its record) -> row: makes the output
+    settings
+        that change the output
+    told
+        called with each row: scan, state (made, kept or failed), and what `work` says
+
+    Returns
+    -------
+    list[dict]
+        the rows, in the order of the jobs
+    """
+    rows, model = [], digest(Path(checkpoint))
+    with progress() as bar:
+        task = bar.add_task("scans", total=len(jobs))
+        for job in jobs:
+            rows.append(_done(job, checkpoint, model, work, settings))
+            told(rows[-1])
+            bar.advance(task)
+    return rows
+
+
+def _done(job: Job, checkpoint: Path, model: str, work: Callable, settings: dict) -> dict:
+    "What became of one job."
+    from medseg.io.read import scan_files
+    from medseg.io.sidecar import already_made
+
+    try:
+        record = origin(job.source, checkpoint, model, **settings)
+        if already_made(job.out, record):
+            return dict(scan=job.source, state="kept", out=job.out)
+        check_outputs({"-o": job.out}, [checkpoint, *scan_files(job.source)])
+        return dict(scan=job.source, state="made") | work(job, record)
+    except (ValueError, OSError, RuntimeError, MemoryError) as e:
+        return dict(scan=job.source, state="failed", message=explain(e))
+
+
+def end_jobs(rows: list[dict], as_json: bool):
+    """Say how many outputs were made, kept and failed, and why; status 1 if any failed.
+
+    Parameters
+    ----------
+    rows
+        from `run_jobs`
+    as_json
+        print the rows as JSON and nothing else
+    """
+    if as_json:
+        say(rows)
+    else:
+        counts = {s: sum(r["state"] == s for r in rows) for s in ("made", "kept", "failed")}
+        print(", ".join(f"{n} {s}" for s, n in counts.items() if n))
+    failed = [r for r in rows if r["state"] == "failed"]
+    for row in failed:
+        print(f"error: {row['message']}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../../nbs/12_cli/01_common.ipynb #621ead92
 def picture(text: str, width: int = 92):

@@ -128,7 +128,11 @@ def log(
     draw(
         f"{len(runs)} runs",
         [
-            dict(r, headline=", ".join(f"{k} {shown(v)}" for k, v in r["headline"].items()))
+            dict(
+                r,
+                folder=Path(r["folder"]),
+                headline=", ".join(f"{k} {shown(v)}" for k, v in r["headline"].items()),
+            )
             for r in runs
         ],
         ["folder", "experiment", "name", "state", "headline"],
@@ -169,19 +173,27 @@ def demo(
     )
     if as_json:
         return say(result)
+    several = any(r["subject"] != r["scan"] for r in result["table"])
     draw(
-        "Dice of subjects never seen",
-        [{**r, "dice": ", ".join(f"{d:.3f}" for d in r["dice"])} for r in result["table"]],
-        ["subject", "class", "z_mm", "slices", "dice", "mean"],
+        "Dice of people never seen, a line a scan and class",
+        [{**r, "dice": ", ".join(map(shown, r["dice"]))} for r in result["table"]],
+        ["subject", *["scan"] * several, "class", "z_mm", "slices", "dice", "mean"],
     )
-    for name, s in result["summary"].items():
-        print(
-            f"mean {name} Dice {s['mean']:.3f}"
-            + (
-                f", spread over {s['runs']} seeds {s['spread']:.3f}"
-                if s["spread"] is not None
-                else ""
-            )
-            + f", worst {s['worst']:.3f}"
-        )
+    for name, told in result["summary"].items():
+        print(_mean_line(name, told))
     print(f"masks: {result['folder']}/*/masks\npage: {result['page']}")
+
+
+def _mean_line(name: str, told: dict) -> str:
+    "The mean of a class in words: over whom, and how far seeds spread."
+    if told["mean"] is None:
+        return f"mean {name} Dice: none, for no test scan holds it"
+    words = f"mean {name} Dice {told['mean']:.3f} over {_count(told['subjects'], 'subject')}"
+    words += f" ({_count(told['scans'], 'scan')})"
+    if told["spread"] is not None:
+        words += f", spread over {told['runs']} seeds {told['spread']:.3f}"
+    return f"{words}, worst scan {told['worst']:.3f}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from .common import JSON, Pair, app, progress, say
-from ..io.files import InputError, check_outputs
+from .common import JSON, Job, Pair, app, end_jobs, find_jobs, origin, progress
+from .common import run_jobs, say
+from .segment import is_one
+from ..io.files import InputError, check_outputs, digest, path_line
 
 # %% ../../nbs/12_cli/05_translate.ipynb #46ac98ff
 @app.command(rich_help_panel="MR to CT")
@@ -20,15 +22,18 @@ def translate(
     checkpoint: Annotated[
         Path, typer.Argument(help="A model.safetensors that `medseg run translate` saved.")
     ],
-    image: Annotated[Path, typer.Argument(help="A scan: a file, or the folder of a DICOM series.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Scans: files, folders of DICOM series, or folders to search."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--out",
             help=(
-                "The scan to write, .nii or .nii.gz; named after IMAGE by default, in this folder,"
-                " if no file has that name."
+                "The scan to write, .nii or .nii.gz; of many scans, their folder. Without it, one"
+                " scan is named after IMAGE, in this folder, if no file has that name."
             ),
         ),
     ] = None,
@@ -41,66 +46,106 @@ def translate(
     anyway: Annotated[
         bool,
         typer.Option(
-            "--anyway", help="Go on although the numbers of the scan are not what they should be."
+            "--anyway", help="Go on although the numbers of a scan are not what they should be."
         ),
     ] = False,
     as_json: JSON = False,
 ):
     """Make a CT from an MR (or the reverse, if the checkpoint says so), on the scan's own grid.
 
-    Example: medseg translate model.safetensors anna_t2.nii.gz -o anna_ct.nii.gz"""
-    from medseg.translate.predict import DIRECTIONS, load_translator, made_name, translate_scan
-    from medseg.io.read import read_volume, scan_files
-    from medseg.zdepth.trust import check_scan
-    from medseg.io.write import write_volume
+    Of many scans those are left out whose CT is there already, and one that cannot be used stops
+    no other: what went wrong is told at the end.
+
+    Example: medseg translate model.safetensors anna_t2.nii.gz -o anna_ct.nii.gz
+
+    Example: medseg translate model.safetensors imagesTs -o made"""
+    from medseg.io.read import scan_files
+    from medseg.translate.predict import DIRECTIONS, load_translator, made_name
 
     net, recipe = load_translator(checkpoint)
-    if not out and (out := Path(made_name(image, recipe.direction))).exists():
+    if out is None:
+        out = _free_name(images, made_name(images[0], recipe.direction))
+    one = is_one(images, out, "scan_name")
+    if one:
+        check_outputs({"-o": out}, [checkpoint, *scan_files(images[0])])
+    ending = f"_{DIRECTIONS[recipe.direction][1].lower()}"
+    jobs = [Job(images[0], out)] if one else find_jobs(images, out, ending)
+    settings = dict(Patch=patch, Overlap=overlap)
+
+    def work(job, record, step=None):
+        return _translated(net, recipe, job, record, anyway, step)
+
+    if one:
+        record = origin(images[0], checkpoint, digest(checkpoint), **settings)
+        with progress() as bar:
+            task = bar.add_task(recipe.direction, total=None)
+            row = work(jobs[0], record, lambda n, of: bar.update(task, completed=n, total=of))
+        return say(row) if as_json else _tell(row)
+    told = (lambda row: None) if as_json else _tell
+    end_jobs(run_jobs(jobs, checkpoint, work, settings, told), as_json)
+
+
+def _free_name(images: list[Path], name: str) -> Path:
+    "The name of a made scan in this folder, which was not chosen and so must be free."
+    from medseg.zdepth.survey import find_volumes
+
+    several = len(images) > 1 or images[0].is_dir() and find_volumes(images) != images
+    if several:
+        found = "several scans, or a folder of them"
+        needs, do = "one scan, or a folder for what is made", "name the folder with -o"
+        raise InputError("out_missing", images[0], "-o", found, needs, do)
+    if Path(name).exists():
         raise InputError(
             "out_exists",
-            out,
+            name,
             "name",
             "a file of that name",
             "a name that is free, since it was not chosen",
             "name the result with -o",
         )
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise InputError(
-            "scan_name", out, "ending", out.suffix or "none", ".nii or .nii.gz", "name the scan so"
-        )
-    check_outputs({"-o": out}, [checkpoint, *scan_files(image)])
-    scan = read_volume(image)
-    asked = check_scan(scan, image, DIRECTIONS[recipe.direction][0], anyway)
-    with progress() as bar:
-        task = bar.add_task(recipe.direction, total=None)
-        made, seam = translate_scan(
-            net,
-            recipe,
-            scan,
-            (patch,) * 3 if patch else None,
-            overlap,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    write_volume(out, made)
-    told = dict(
-        scan=out,
+    return Path(name)
+
+
+def _translated(net, recipe, job: Job, record: dict, anyway: bool, step) -> dict:
+    "Translate one scan, write it and the record beside it, and say what came."
+    from medseg.io.read import read_volume
+    from medseg.io.sidecar import write_sidecar
+    from medseg.io.write import write_volume
+    from medseg.translate.predict import DIRECTIONS, translate_scan
+    from medseg.zdepth.trust import check_scan
+
+    scan, side = read_volume(job.source), record["Patch"]
+    asked = check_scan(scan, job.source, DIRECTIONS[recipe.direction][0], anyway)
+    blocks = (side,) * 3 if side else None
+    made, seam = translate_scan(net, recipe, scan, blocks, record["Overlap"], step)
+    unit = "HU" if recipe.direction == "mr2ct" else "arbitrary"
+    write_sidecar(job.out, record | dict(Direction=recipe.direction, Units=unit))
+    write_volume(job.out, made)
+    return dict(
+        scan=job.out,
         direction=recipe.direction,
         shape=made.shape,
         spacing=made.spacing,
         axcodes=made.axcodes,
         low=int(made.voxels.min()),
         high=int(made.voxels.max()),
-        unit="HU" if recipe.direction == "mr2ct" else "arbitrary",
+        unit=unit,
         range=recipe.ct_range if recipe.direction == "mr2ct" else (0, 1000),
         seam=round(seam, 3),
         asked=asked,
     )
-    if as_json:
-        return say(told)
-    print(
-        f"{out}: {told['low']} to {told['high']} {told['unit']} (it can give {told['range'][0]:g}"
-        f" to {told['range'][1]:g}), seam score {seam:.2f} (1: no seam)"
-    )
+
+
+def _tell(row: dict):
+    "A line for one scan."
+    if "seam" in row:
+        print(
+            f"{row['scan']}: {row['low']} to {row['high']} {row['unit']} (it can give"
+            f" {row['range'][0]:g} to {row['range'][1]:g}), seam score {row['seam']:.2f} (1: no"
+            " seam)"
+        )
+    elif row["state"] == "kept":
+        print(f"{path_line(row['out'])}: there already")
 
 # %% ../../nbs/12_cli/05_translate.ipynb #a6fdf8c2
 @app.command(rich_help_panel="MR to CT")
@@ -171,7 +216,7 @@ def planned(given: dict) -> tuple:
         Settings, patch, batch
     """
     from dataclasses import fields
-    from medseg.runs.execute import typed_value
+    from medseg.runs.parameters import typed_value
     from medseg.translate.settings import Settings, settings_from
 
     # millimetres take no memory

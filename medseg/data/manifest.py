@@ -22,6 +22,7 @@ from medseg.io.files import (
     InputError,
     check_folder,
     digest,
+    distinct_names,
     file_id,
     one_line,
     safe_name,
@@ -553,15 +554,13 @@ def item_names(items: list[Item]) -> list[str]:
         one for each, in order: a safe file name without ending; no two are alike, in lower case
         either
     """
-    count, seen, plain = Counter(i.subject for i in items), Counter(), []
+    count, seen, wanted, keys = Counter(i.subject for i in items), Counter(), [], []
     for i in items:
         seen[i.subject] += 1
-        plain.append(safe_name(i.subject) + f"-{seen[i.subject]}" * (count[i.subject] > 1))
-    alike = Counter(n.lower() for n in plain)
-    return [
-        n if alike[n.lower()] == 1 else f"{n}-{digest(i.subject, n)[:8]}"
-        for i, n in zip(items, plain)
-    ]
+        number = f"-{seen[i.subject]}" * (count[i.subject] > 1)
+        wanted.append(safe_name(i.subject) + number)
+        keys.append(f"scan{number} of {i.subject}")
+    return distinct_names(wanted, keys)
 
 
 def item_name(item: Item, items: list[Item]) -> str:

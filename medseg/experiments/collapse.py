@@ -32,7 +32,7 @@ steps = 12  # of each training
 every = 3  # steps between looks
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 1  # CPU threads
 resume = False  # go on in the folder of a stopped run
 out = ""  # folder of the run; "" makes runs/collapse-<time>
@@ -48,6 +48,7 @@ from medseg.data.spine_cohort import make_spine_cohort
 from medseg.data.scans import load_scan, load_sides, scale_ct
 from medseg.io.files import read_rows
 from medseg.runs.folder import finish_run
+from medseg.runs.page import show_run
 from medseg.runs.parameters import PHANTOMS, begin_run, frozen, numbers
 from medseg.train.loop import seed_everything
 from medseg.translate.scores import body_mask, hidden_ct
@@ -141,6 +142,8 @@ finish_run(
     data="phantom",
     data_digest=data_digest(train + validation),
     notes=[PHANTOMS],
+    people=dict(train=train, validation=validation),
+    manifest=cohort,
 )
 
 # %% [markdown]
@@ -150,3 +153,6 @@ finish_run(
 
 # %%
 print(f"{len(table)} trainings of {config.steps} steps")
+
+# %%
+show_run(run)

@@ -51,7 +51,7 @@ ema = 0.98
 decay_from = 0.5
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 1  # CPU threads
 models = ""  # folder of translators; those there are not trained again; "" is that of the run
 note = ""  # a sentence for the page
@@ -82,6 +82,7 @@ from medseg.io.volume import Volume
 # %%
 from medseg.phantoms.vertebra import BONE
 from medseg.runs.folder import finish_run
+from medseg.runs.page import show_run
 from medseg.runs.parameters import PHANTOMS, begin_run, frozen, known_to, numbers
 from medseg.runs.pictures import Tile, band_figure, tile_figure
 from medseg.segment.metrics import dice_score
@@ -380,6 +381,8 @@ finish_run(
     data="phantom",
     data_digest=data_digest(train + test),
     notes=notes,
+    people=dict(train=train, test=test),
+    manifest=cohort,
 )
 
 # %% [markdown]
@@ -389,3 +392,6 @@ finish_run(
 
 # %%
 print(*sentences, sep="\n")
+
+# %%
+show_run(run)

@@ -70,7 +70,7 @@ ema = 0.9  # of the averaged generators; 0 keeps none
 pool = 20  # past fakes shown to each discriminator
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 1  # CPU threads; 0 leaves the setting
 note = ""  # a sentence for the page
 resume = False  # go on in the folder of a stopped run
@@ -91,6 +91,7 @@ from medseg.io.files import write_json
 
 # %%
 from medseg.runs.folder import finish_run, read_json
+from medseg.runs.page import show_run
 from medseg.runs.paired_comparison import (
     TrainingPlan,
     compare_settings,
@@ -394,3 +395,6 @@ finish_run(
 
 # %%
 print(f"{run.folder}:", "; ".join(f"{key}: {value}" for key, value in headline.items()))
+
+# %%
+show_run(run)

@@ -40,7 +40,7 @@ patch = "8,8,8"  # voxels along x, y, z
 steps = 2  # of each training
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 1  # CPU threads; 0 leaves the setting
 note = ""  # a sentence for the page
 out = ""  # folder of the run; "" makes runs/laminae-<time>
@@ -63,6 +63,7 @@ from medseg.phantoms.vertebra import PIECES, SPINE
 
 # %%
 from medseg.runs.folder import finish_run
+from medseg.runs.page import show_run
 from medseg.runs.parameters import PHANTOMS, begin_run, frozen, numbers, words
 from medseg.runs.pictures import Tile, share_figure, tile_figure
 from medseg.train.statistics import all_pair_questions, group_intervals, answer_questions
@@ -355,3 +356,6 @@ print(*told, sep="\n")
 for row in table:
     if row["part"] == "lamina":
         print(f"{row['bone_of']} {row['translator']}: {row['says']}")
+
+# %%
+show_run(run)

@@ -177,8 +177,7 @@ for item in test:
     labels = read_labels(item, scan, groups)
     mask, dropped = keep_largest(predict(net, trained, read_channels(item)), recipe.largest)
     write_labels(run.folder / "masks" / f"{item_name(item, test)}.nii.gz", mask)
-    about = dict(z_mm=scan.spacing[2], slices=scan.shape[2])
-    rows = score_rows(item.subject, mask, labels, recipe.names, about)
+    rows = score_rows(item.subject, item_name(item, test), mask, labels, recipe.names, {})
     for row, less in zip(rows, dropped):
         row["dropped_ml"] = less
         run.row("subject", row)
@@ -190,9 +189,9 @@ failed = mark_empty(table)
 # ## Artefacts
 
 # %%
-caption = "The fullest slice of each test subject: label in green, prediction in red."
-run.figure(overlay_figure(shown), "masks", caption)
-caption = "Dice of each test subject against its z spacing."
+caption = "The fullest slice of each test scan: labels as areas, predictions as lines."
+run.figure(overlay_figure(shown, recipe.names), "masks", caption)
+caption = "Dice of each test scan against its z spacing."
 run.figure(dice_figure(table), "dice_by_spacing", caption)
 
 # %%

@@ -54,9 +54,10 @@ from medseg.data.augment import augmented
 from medseg.data.cases import SlabSampling, slab_batches, load_case, read_labels, read_scan
 from medseg.data.cohort import make_cohort
 from medseg.data.manifest import data_digest, parse_label_values, read_manifest
-from medseg.data.manifest import subjects
+from medseg.data.manifest import item_name, subjects
 from medseg.data.split import split_items
 from medseg.io.files import write_json
+from medseg.io.volume import along_z
 from medseg.runs.compare import compare_runs
 from medseg.runs.folder import finish_run, read_json
 from medseg.runs.parameters import PHANTOMS, begin_run, frozen, numbers
@@ -163,9 +164,10 @@ def scored(net, recipe, seed):
     for item in test:
         scan = read_scan(item)
         mask, labels = predict(net, recipe, scan), read_labels(item, scan, groups)
-        z_mm = scan.spacing[2]
+        z_mm, _ = along_z(scan)
         about = told | dict(z_mm=z_mm, slices="thick" if z_mm >= config.thick else "thin")
-        table += score_rows(item.subject, mask, labels, recipe.names, about)
+        who = item.subject, item_name(item, test)
+        table += score_rows(*who, mask, labels, recipe.names, about)
     return table
 
 
@@ -255,10 +257,10 @@ for item in (test[0], test[1]):
         net, recipe = load_model(kept("models", (*cell, first), "safetensors"))
         shown.append((titles[cell], *best_slice(scan, predict(net, recipe, scan), labels)))
     run.figure(
-        overlay_figure(shown, most=len(shown)),
+        overlay_figure(shown, kinds, len(shown)),
         f"{item.subject}",
-        f"The fullest slice of {item.subject}, {scan.spacing[2]:g} mm apart, by cell, seed"
-        f" {first}: label in green, prediction in red.",
+        f"The fullest slice of {item.subject}, {along_z(scan)[0]:g} mm apart, by cell, seed"
+        f" {first}, a colour a class: labels as areas, predictions as lines.",
     )
 
 # %%

@@ -52,7 +52,7 @@ lr = 0.002
 lr_disc = 0.0004
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 1  # CPU threads; 0 leaves the setting
 note = ""  # a sentence for the page
 resume = False  # go on in the folder of a stopped run
@@ -76,6 +76,7 @@ from medseg.io.volume import Volume
 
 # %%
 from medseg.runs.folder import finish_run, read_json
+from medseg.runs.page import show_run
 from medseg.runs.paired_comparison import (
     TrainingPlan,
     TestSubject,
@@ -525,3 +526,6 @@ finish_run(
 
 # %%
 print(f"{run.folder}:", "; ".join(f"{key}: {value}" for key, value in headline.items()))
+
+# %%
+show_run(run)

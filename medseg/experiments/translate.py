@@ -90,7 +90,7 @@ alarm_every = 0  # steps between looks for mode collapse; 0 never looks
 alarm = "go_on"  # what an alarm does: go_on, stop, or roll_back to the last diverse state
 
 # run
-name = "smoke"  # of the run, free text
+name = ""  # of the run, free text; its page is titled by what it is
 threads = 0  # CPU threads; 0 leaves the setting
 note = ""  # a sentence for the page
 resume = False  # go on in the folder of a stopped run
@@ -128,12 +128,15 @@ from medseg.data.scans import load_scan, load_sides, make_scan
 from medseg.io.files import InputError
 from medseg.io.read import read_volume
 from medseg.io.resample import resample_to
+from medseg.io.volume import along_z
 from medseg.io.write import write_volume
 
 # %%
 from medseg.phantoms.vertebra import BONE
 from medseg.runs.folder import finish_run
+from medseg.runs.page import show_run
 from medseg.runs.parameters import PHANTOMS, along_axes, begin_run, frozen, known_to, numbers
+from medseg.segment.metrics import subject_means
 from medseg.train.loop import seed_everything
 from medseg.translate.baselines import best_bone_dice, best_intensity_map, identity_ct
 from medseg.translate.loss_terms import weighted_loss
@@ -378,7 +381,8 @@ def tested(item, name):
     scan, real = read_volume(item.image), None
     made, seam = translated(item)
     write_volume(run.folder / "made" / f"{name}_ct.nii.gz", made)
-    row = dict(subject=name, seed=config.seed, step=model.done, seam=round(seam, 3))
+    row = dict(subject=item.subject, scan=name, seed=config.seed, step=model.done)
+    row |= dict(seam=round(seam, 3), slices=along_z(scan)[1], z_mm=along_z(scan)[0])
     row |= dict(low_hu=int(made.voxels.min()), high_hu=int(made.voxels.max()))
     try:
         if answer := true_ct(item, cohort.parent):
@@ -405,7 +409,7 @@ if len(list((run.folder / "made").iterdir())) != len(table):
 # ## Artefacts
 
 # %%
-caption = "The middle sagittal slice of each test subject,"
+caption = "The middle sagittal slice of each test scan,"
 caption += f" after {model.done} steps, seed {config.seed}."
 run.figure(translation_figure(shown, most=16), f"test_seed_{config.seed}", caption)
 known = [row for row in table if "mae_hu" in row]
@@ -413,16 +417,22 @@ if known:
     run.figure(
         score_figure(known),
         "scores",
-        "Error and bone overlap of each test subject, beside the best table from grey value to HU"
+        "Error and bone overlap of each test scan, beside the best table from grey value to HU"
         " that could be made with the answer in hand.",
     )
 
+
 # %%
+def over_people(rows, key):
+    "The mean over people; a person's scans are averaged first."
+    return round(float(np.mean(list(subject_means(rows, key).values()))), 4)
+
+
 mean = {}
 if known:
     for key in ("mae_hu", "map_mae_hu", "identity_mae_hu", "bone_dice", "map_bone_dice"):
-        mean[key] = round(float(np.nanmean([row[key] for row in known])), 4)
-mean["seam"] = round(float(np.mean([row["seam"] for row in table])), 4)
+        mean[key] = over_people(known, key)
+mean["seam"] = over_people(table, "seam")
 
 # %%
 if 0 < len(known) < len(table):
@@ -466,6 +476,8 @@ finish_run(
     data="phantom" if phantom else "real",
     data_digest=data_digest(train + validation + test),
     notes=notes,
+    people=dict(train=train, validation=validation, test=test),
+    manifest=cohort,
 )
 
 # %% [markdown]
@@ -474,5 +486,8 @@ finish_run(
 # What came is in the record, not typed here.
 
 # %%
-print(f"{run.folder}: means over {len(test)} subjects never seen:")
+print(f"{run.folder}: means over {len(subjects(test))} people never seen, {len(test)} scans:")
 print(", ".join(f"{key} {value}" for key, value in mean.items()))
+
+# %%
+show_run(run)

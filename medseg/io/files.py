@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LACKS', 'atomic', 'where_supported', 'open_mode', 'to_json', 'write_text', 'write_json', 'append_row', 'read_rows',
-           'digest', 'code_digest', 'one_line', 'escaped', 'format_number', 'InputError', 'RepairWarning',
-           'warn_repaired', 'safe_name', 'check_outputs', 'check_folder', 'walk', 'file_id']
+           'digest', 'code_digest', 'one_line', 'escaped', 'path_line', 'short_name', 'format_number', 'InputError',
+           'RepairWarning', 'warn_repaired', 'safe_name', 'distinct_names', 'scan_stem', 'path_names', 'check_outputs',
+           'check_folder', 'walk', 'file_id']
 
 # %% ../../nbs/01_io/01_files.ipynb #933cb081
 import errno
@@ -15,8 +16,9 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import warnings
+from collections import Counter
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
@@ -297,6 +299,34 @@ def escaped(c: str) -> str:
         else c.encode("unicode_escape", "surrogatepass").decode()
     )
 
+
+def path_line(path, most: int = 60) -> str:
+    """A path on one line; where it is long, its end is kept, which tells scans apart.
+
+    Parameters
+    ----------
+    path
+        of a file or folder
+    most
+        longer text loses its beginning, characters
+    """
+    text = one_line(path, 10_000)
+    return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
+
+
+def short_name(name, most: int = 28) -> str:
+    """A name on one line that keeps both ends, by which names differ.
+
+    Parameters
+    ----------
+    name
+        of a scan or a person
+    most
+        longer text loses its middle, characters
+    """
+    name = one_line(name, 10_000)
+    return name if len(name) <= most else f"{name[:most//2 - 1]}…{name[-(most - most//2):]}"
+
 # %% ../../nbs/01_io/01_files.ipynb #5a7e0002
 def format_number(value, digits: int = 4) -> str:
     """A number as a reader takes it in: 0.003, 0.000001, 12,346, or a dash.
@@ -387,6 +417,91 @@ def safe_name(text: str) -> str:
     """
     kept = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".-")[:60]
     return kept if kept == text else f"{kept or 'x'}-{digest(text)[:8]}"
+
+# %% ../../nbs/01_io/01_files.ipynb #033a3287
+def distinct_names(wanted: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
+    """Names for files of one folder, none like another, in upper or lower case.
+
+    Parameters
+    ----------
+    wanted
+        what each would be called by itself
+    keys
+        what tells those apart that would be called alike; None is `wanted`. ValueError if two
+        are equal
+
+    Returns
+    -------
+    list[str]
+        a safe name for each, in order; those that would be alike end in a digest of their key
+    """
+    keys = list(wanted if keys is None else keys)
+    if twice := [k for k, n in Counter(keys).items() if n > 1]:
+        raise ValueError(f"keys must differ, got {twice[0]!r} twice")
+    names, tries = [safe_name(w) for w in wanted], 0
+    while alike := {n for n, count in Counter(n.lower() for n in names).items() if count > 1}:
+        tries += 1
+        names = [
+            f"{n}-{digest(k, str(tries))[:8]}" if n.lower() in alike else n
+            for n, k in zip(names, keys)
+        ]
+    return names
+
+# %% ../../nbs/01_io/01_files.ipynb #a89318ab
+_SCAN_ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mgz",
+    ".mgh",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".hdr",
+    ".img",
+)
+
+
+def scan_stem(path: str | Path) -> str:
+    """The name of a scan without the ending that says its format.
+
+    Parameters
+    ----------
+    path
+        a file, or a folder of slices
+    """
+    name = Path(path).name
+    end = next((e for e in _SCAN_ENDINGS if name.lower().endswith(e)), "")
+    return name[: len(name) - len(end)] or name
+
+
+def path_names(paths: Sequence[str | Path], parts: Sequence[int] | None = None) -> list[str]:
+    """Names for what is made of some scans, from the ends of their paths.
+
+    Parameters
+    ----------
+    paths
+        scans; each once
+    parts
+        how many parts of each path go into its name at least; None is 1, the name of the file
+
+    Returns
+    -------
+    list[str]
+        such as "mr", or "anna_mr" and "bert_mr" where two would be called mr
+    """
+    whole = [(*Path(p).absolute().parts[1:-1], scan_stem(p)) for p in paths]
+    counts = list(parts or [1] * len(whole))
+    while True:
+        names = ["_".join(w[-n:]) for w, n in zip(whole, counts)]
+        # one path with two endings stays as it is: no part of it would tell them apart
+        alike = Counter(name.lower() for name, _ in set(zip(names, whole)))
+        longer = [
+            min(n + (alike[name.lower()] > 1), len(w)) for name, n, w in zip(names, counts, whole)
+        ]
+        if longer == counts:
+            return distinct_names(names, [str(Path(p).absolute()) for p in paths])
+        counts = longer
 
 # %% ../../nbs/01_io/01_files.ipynb #d42a58a6
 # what a file begins with that an output of this ending may replace

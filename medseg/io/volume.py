@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'SAME_GRID', 'Volume', 'check_volume', 'check_affine', 'spacing', 'axcodes', 'world', 'reorient',
-           'grid_gap', 'same_grid', 'aligned']
+           'z_axis', 'along_z', 'grid_gap', 'same_grid', 'aligned']
 
 # %% ../../nbs/01_io/03_volume.ipynb #17e76576
 from dataclasses import dataclass
@@ -210,6 +210,35 @@ def reorient(v: Volume, codes: str = "RAS") -> Volume:
 
 
 ORIENTATIONS = ["".join(p) for axes in permutations(("LR", "PA", "IS")) for p in product(*axes)]
+
+# %% ../../nbs/01_io/03_volume.ipynb #d388565c
+def z_axis(codes: str) -> int:
+    """Which array axis runs between the patient's feet and head; the nearest, if it is oblique.
+
+    Parameters
+    ----------
+    codes
+        axis codes of an array, such as "RAS" or "IPL"
+    """
+    return next(k for k, code in enumerate(codes) if code in "IS")
+
+
+def along_z(v: Volume) -> tuple[float, int]:
+    """The distance between slices and how many there are, along the patient and not the array.
+
+    Parameters
+    ----------
+    v
+        a scan or labels, stored in any order
+
+    Returns
+    -------
+    tuple[float, int]
+        mm between slices, number of slices
+    """
+    check_volume(v)
+    k = z_axis(v.axcodes)
+    return v.spacing[k], v.shape[k]
 
 # %% ../../nbs/01_io/03_volume.ipynb #29bca75d
 def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple) -> float:

@@ -227,15 +227,21 @@ def _unranked_reasons(found: list[dict], score: str | None) -> list[str]:
         said.append(f"Updates are not equal ({', '.join(updates)}): nothing is ranked.")
     elif updates == ["–"]:
         said.append("Updates are not recorded: nothing is ranked.")
-    people = {
-        tuple(sorted({one_line_value(r.get("subject")) for r in m["table"]}))
+    if len(_scored_on(found, "subject")) > 1:
+        said.append("They were not scored on the same subjects: nothing is ranked.")
+    elif len(_scored_on(found, "subject", "scan")) > 1:
+        said.append("They were not scored on the same scans of these subjects: nothing is ranked.")
+    return said
+
+
+def _scored_on(found: list[dict], *columns: str) -> set:
+    "Whom, or which scans, each finished training was scored on; one entry if all agree."
+    return {
+        tuple(sorted({tuple(one_line_value(r.get(c)) for c in columns) for r in m["table"]}))
         for k in found
         for m in k["trainings"]
         if m["state"] == "finished"
     }
-    if len(people) > 1:
-        said.append("They were not scored on the same subjects: nothing is ranked.")
-    return said
 
 # %% ../../nbs/11_runs/09_compare.ipynb #23fd4095
 _APART = ("class", "part", "bone_of", "folder")  # columns of a table that name what was measured
@@ -268,9 +274,8 @@ def _rows(found: list, score: str, by: list) -> dict:
             for r in m["table"]:
                 if score not in r and "failed" not in r:
                     continue
-                row = {c: r[c] for c in (score, "pred_ml", "label_ml", "failed") if c in r} | (
-                    {"subject": one_line_value(r["subject"])} if "subject" in r else {}
-                )
+                row = {c: r[c] for c in (score, "pred_ml", "label_ml", "failed") if c in r}
+                row |= {c: one_line_value(r[c]) for c in ("subject", "scan") if c in r}
                 parts.setdefault(tuple(one_line_value(r.get(c), 40) for c in by), []).append(
                     dict(row, kind=k["name"], seed=m["seed"])
                 )
@@ -338,15 +343,12 @@ def _part(
 ) -> dict:
     "One part: its numbers and its sentences."
     name, kind = ", ".join(part), {k["name"]: k for k in found}
-    scans = {
-        n: Counter(r["seed"] for r in rows if r["kind"] == n and is_number(r.get(score)))
-        for n in arm
-    }
+    scans = {n: _scans_a_seed(rows, n, score) for n in arm}
     counts = {
         n: dict(
             seeds=len(a.seeds),
             people=None if a.whole else len(a.people),
-            scans=max(scans[n].values(), default=0),
+            scans=scans[n],
             failed=a.failed,
         )
         for n, a in arm.items()
@@ -369,6 +371,13 @@ def _part(
         answers=[{k: v for k, v in a.items() if k not in ("part", "parts")} for a in answers],
         says=says,
     )
+
+
+def _scans_a_seed(rows: list, kind: str, score: str) -> int:
+    "The most scans that one training of a kind was scored on; several rows of one scan are one."
+    scored = [r for r in rows if r["kind"] == kind and is_number(r.get(score))]
+    seen = {(r["seed"], r.get("subject"), r.get("scan", k)) for k, r in enumerate(scored)}
+    return max(Counter(seed for seed, _, _ in seen).values(), default=0)
 
 
 _MOST_TOLD = 12  # questions without an answer that are told one by one

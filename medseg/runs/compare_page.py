@@ -136,7 +136,9 @@ all trainings and people lies with 95 %. Failed trainings are counted, not avera
 <td>{{ k.updates|map("show")|join(", ") }}</td>
 {% for p in told.parts %}<td class="number">{% if k.name in p.bands %}
 {{ p.bands[k.name][1]|show }}{% with n = p.counts[k.name] %}
-{% if n.scans %} <small>({{ n.scans }} scan{{ "s" if n.scans > 1 }})</small>{% endif %}
+{% if n.scans %} <small>({% if n.people and n.people != n.scans %}{{ n.people }}
+{{ "people" if n.people > 1 else "person" }}, {% endif %}{{ n.scans }}
+scan{{ "s" if n.scans > 1 }})</small>{% endif %}
 {% if n.failed %} <small>{{ n.failed|length }} failed</small>{% endif %}{% endwith %}{% else %}
 –{% endif %}</td>{% endfor %}
 <td>{% for run, page in k.runs %}{% if links %}

@@ -7,7 +7,7 @@ __all__ = ['summary', 'run_demo']
 
 # %% ../../nbs/11_runs/15_demo.ipynb #664d0493
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -18,6 +18,8 @@ from .execute import find_experiment, run_experiment
 from .record import one_line_value
 from .folder import Run, finish_run, read_json, recording_failures, start_run
 from ..io.files import InputError, atomic, write_json
+from ..io.volume import z_axis
+from ..segment.metrics import subject_means
 from ..zdepth.survey import survey
 
 # %% ../../nbs/11_runs/15_demo.ipynb #e645bd17
@@ -65,7 +67,7 @@ def _demo_runs(
 
 # %% ../../nbs/11_runs/15_demo.ipynb #45737d2f
 def _gather(folders: list[Path]) -> list[dict]:
-    """The Dice of each subject and class over several runs.
+    """The Dice of each scan and class over several runs.
 
     Parameters
     ----------
@@ -75,30 +77,27 @@ def _gather(folders: list[Path]) -> list[dict]:
     Returns
     -------
     list[dict]
-        subject, class, z_mm, dice of each run, mean
+        subject, scan, class, z_mm, slices, dice (one a run; None where it gave none), mean
     """
-    rows = {}
-    for folder in folders:
+    rows: dict = {}
+    for k, folder in enumerate(folders):
         for r in read_json(Path(folder) / "result.json")["table"]:
-            row = rows.setdefault(
-                (r["subject"], r["class"]),
-                dict(
-                    subject=r["subject"],
-                    **{"class": r["class"]},
-                    z_mm=r["z_mm"],
-                    slices=r["slices"],
-                    dice=[]
-                ),
-            )
-            row["dice"].append(r["dice"])
-    order = sorted(rows.values(), key=lambda r: (r["class"], r["z_mm"], r["subject"]))
-    return [dict(r, mean=None if None in r["dice"] else mean(r["dice"])) for r in order]
+            about = {c: r[c] for c in ("subject", "scan", "class", "z_mm", "slices")}
+            key = r["subject"], r["scan"], r["class"]
+            row = rows.setdefault(key, about | dict(dice=[None] * len(folders)))
+            row["dice"][k] = r["dice"]
+    order = sorted(rows.values(), key=lambda r: (r["class"], r["z_mm"], r["subject"], r["scan"]))
+    return [dict(r, mean=_mean(r["dice"])) for r in order]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    "The mean of the values that there are; None if there are none."
+    known = [v for v in values if v is not None]
+    return mean(known) if known else None
 
 
 def summary(table: list[dict]) -> dict:
-    """One line a class: the mean over the subjects that hold it, run by run.
-
-    None where none does.
+    """One line a class: the mean over the people who hold it, each the mean of their scans.
 
     Parameters
     ----------
@@ -108,22 +107,35 @@ def summary(table: list[dict]) -> dict:
     Returns
     -------
     dict
-        class -> mean Dice, spread over runs (None with one run), worst, runs, scans (that hold
-        it)
+        class -> mean Dice (None where nobody holds it), spread over runs (None unless all runs
+        tested the same scans), worst scan, runs, subjects and scans (that hold it)
     """
-    out = {}
-    for name in dict.fromkeys(r["class"] for r in table):
-        rows = [r["dice"] for r in table if r["class"] == name and None not in r["dice"]]
-        many = len({len(r) for r in rows}) == 1 and len(rows[0]) > 1
-        flat = [d for r in rows for d in r]
-        out[name] = dict(
-            mean=mean(flat) if flat else None,
-            worst=min(flat, default=None),
-            spread=stdev(mean(v) for v in zip(*rows)) if many else None,
-            runs=max(map(len, rows), default=0),
-            scans=len(rows),
-        )
-    return out
+    scored = [r for r in table if _mean(r["dice"]) is not None]
+    return {
+        name: _class_summary([r for r in scored if r["class"] == name])
+        for name in dict.fromkeys(r["class"] for r in table)
+    }
+
+
+def _class_summary(rows: list[dict]) -> dict:
+    "What `summary` says of one class, from the rows of the scans that hold it."
+    runs = max((len(r["dice"]) for r in rows), default=0)
+    people = subject_means([dict(r, dice=_mean(r["dice"])) for r in rows])
+    each = [_mean(subject_means(_of_run(rows, k)).values()) for k in range(runs)]
+    alike = runs > 1 and all(None not in r["dice"] for r in rows)
+    return dict(
+        mean=_mean(people.values()),
+        worst=min((d for r in rows for d in r["dice"] if d is not None), default=None),
+        spread=stdev(each) if alike else None,
+        runs=runs,
+        subjects=len(people),
+        scans=len(rows),
+    )
+
+
+def _of_run(rows: list[dict], k: int) -> list[dict]:
+    "The rows as one run alone would have written them."
+    return [dict(r, dice=r["dice"][k]) for r in rows]
 
 # %% ../../nbs/11_runs/15_demo.ipynb #629b7259
 def run_demo(
@@ -211,10 +223,10 @@ def _look(items: list[Item], folder: Path, tell: Callable):
             "scans that can be read",
             "say medseg check on it",
         )
-    z = sorted(max(v["spacing"]) for v in found["volumes"])
+    z = sorted(v["spacing"][z_axis(v["axcodes"])] for v in found["volumes"])
     tell(
         f"survey: {len(found['volumes'])} scans, {sum(bool(v['flags']) for v in found['volumes'])}"
-        f" with flags, largest spacing {z[0]:g} to {z[-1]:g} mm"
+        f" with flags, {z[0]:g} to {z[-1]:g} mm between slices"
     )
 
 
@@ -242,9 +254,9 @@ def _record(demo: Run, folders: list[Path], table: list[dict], settings: dict, d
     "Write the demo's own result and page."
     results, told = [read_json(f / "result.json") for f in folders], summary(table)
     rows = [
-        {k: v for k, v in r.items() if k != "dice"}
+        {k: v for k, v in r.items() if k not in ("dice", "mean")}
         | {"dice": r["mean"]}
-        | {Path(f).name: d for f, d in zip(folders, r["dice"]) if len(r["dice"]) == len(folders)}
+        | {Path(f).name: d for f, d in zip(folders, r["dice"]) if None not in r["dice"]}
         for r in table
     ]
     headline = {
@@ -266,15 +278,7 @@ def _record(demo: Run, folders: list[Path], table: list[dict], settings: dict, d
         runs=len(folders),
         peak_gib=max(r["cost"]["peak_gib"] for r in results),
     )
-    finish_run(
-        demo,
-        headline,
-        [{k: v for k, v in r.items() if k != "mean"} for r in rows],
-        cost,
-        data,
-        results[0]["digests"]["data"],
-        notes,
-    )
+    finish_run(demo, headline, rows, cost, data, results[0]["digests"]["data"], notes)
     return dict(
         folder=demo.folder, page=write_page(demo.folder), runs=folders, table=table, summary=told
     )

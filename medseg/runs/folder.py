@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIM', 'Run', 'read_json', 'environment', 'take_lock', 'release_lock', 'check_owner', 'claim_folder', 'claim_word',
-           'start_run', 'check_resume', 'resume_run', 'finish_run', 'recording_failures', 'run_state']
+           'start_run', 'check_resume', 'resume_run', 'finish_run', 'note_failure', 'recording_failures', 'run_state']
 
 # %% ../../nbs/11_runs/01_folder.ipynb #6c5888a4
 import fcntl
@@ -13,9 +13,10 @@ import json
 import os
 import platform
 import resource
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -423,6 +424,8 @@ def finish_run(
     data: str,
     data_digest: str = "",
     notes: list = (),
+    people: dict | None = None,
+    manifest: str | Path = "",
 ) -> dict:
     """Write result.json and let the lock go.
 
@@ -442,6 +445,12 @@ def finish_run(
         of the scans, from `data.manifest.data_digest`; "": not told
     notes
         sentences that the page must show
+    people
+        who was trained on and who was not: side, such as train, validation or test -> its scans,
+        items of a manifest
+    manifest
+        that named them, a CSV file or a folder with dataset.json; a copy, with its paths as they
+        were given, stays in the run's folder; "" for none
 
     Returns
     -------
@@ -468,30 +477,53 @@ def finish_run(
         digests=digests,
         data=data,
         notes=list(notes),
+        people={side: _who(items) for side, items in (people or {}).items()},
     )
+    _keep_manifest(run.folder, manifest)
     write_json(run.folder / "result.json", result)
     release_lock(run.lock)
     return result
 
+
+def _who(items: Iterable) -> dict:
+    "The people of one side of a split, and how many scans of them there are."
+    items = list(items)
+    return dict(subjects=sorted({i.subject for i in items}), scans=len(items))
+
+
+def _keep_manifest(folder: Path, manifest: str | Path):
+    "A copy of a manifest in the folder of a run, unless it lies there already."
+    source = Path(manifest, "dataset.json") if Path(manifest).is_dir() else Path(manifest)
+    if manifest and source.absolute().parent != folder.absolute():
+        with atomic(folder / f"manifest{source.suffix}") as new:
+            shutil.copyfile(source, new)
+
 # %% ../../nbs/11_runs/01_folder.ipynb #7c584a97
-def _end_run(folder: Path, lock: TextIO, state: str, why: str):
+def note_failure(folder: Path, lock: TextIO, error: BaseException):
     """Write the record of a run that did not finish, if the folder is still ours and has none.
+
+    The lock stays: in an open notebook the next cells may still bring the run to a good end.
 
     Parameters
     ----------
+    folder
+        of a run of this process
     lock
-        of the folder; it is let go
-    state
-        "failed" or "interrupted"
-    why
-        a sentence for the page
+        of the folder
+    error
+        what stopped it
     """
     try:
+        if lock.closed:
+            return
         check_owner(folder, lock)
     except InputError:
         return
     if (folder / "config.json").exists() and not (folder / "result.json").exists():
-        config = read_json(folder / "config.json")
+        config, stopped = read_json(folder / "config.json"), isinstance(error, KeyboardInterrupt)
+        told = f"{type(error).__name__}: {error}"
+        if not isinstance(error, InputError):
+            told = getattr(error, "found", told)
         write_json(
             folder / "result.json",
             dict(
@@ -499,16 +531,15 @@ def _end_run(folder: Path, lock: TextIO, state: str, why: str):
                 name=config.get("name", ""),
                 started=config.get("started"),
                 finished=_utc_now(),
-                state=state,
-                notes=[why],
+                state="interrupted" if stopped else "failed",
+                notes=["stopped by a signal" if stopped else told],
             ),
         )
-    release_lock(lock)
 
 
 @contextmanager
 def recording_failures(folder: Path, lock: TextIO):
-    """Within, a run that fails or is stopped says so in its record.
+    """Within, a run that fails or is stopped says so in its record, and lets its folder go.
 
     Parameters
     ----------
@@ -520,13 +551,9 @@ def recording_failures(folder: Path, lock: TextIO):
     try:
         yield
     except BaseException as e:
-        stopped = isinstance(e, KeyboardInterrupt)
-        _end_run(
-            folder,
-            lock,
-            "interrupted" if stopped else "failed",
-            "stopped by a signal" if stopped else getattr(e, "found", f"{type(e).__name__}: {e}"),
-        )
+        note_failure(folder, lock, e)
+        if not lock.closed:
+            release_lock(lock)
         raise
 
 # %% ../../nbs/11_runs/01_folder.ipynb #c5ff0972

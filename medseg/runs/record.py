@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'one_line_value', 'is_number', 'read_run', 'table_columns', 'main_score', 'better_direction', 'worst_first',
-           'cost_line', 'find_runs', 'page_name']
+           'person_rows', 'cost_line', 'find_runs', 'page_name']
 
 # %% ../../nbs/11_runs/05_record.ipynb #cea46f16
 import json
 import re
 from pathlib import Path
 
-from ..io.files import digest, format_number, one_line
+from ..io.files import digest, format_number, one_line, path_line
 
 # %% ../../nbs/11_runs/05_record.ipynb #2d40f89b
 def one_line_value(value, most: int = 300) -> str:
@@ -129,6 +129,9 @@ def _run_figures(folder: Path, problems: list | None = None) -> list[tuple]:
     return found
 
 # %% ../../nbs/11_runs/05_record.ipynb #e4aacf09
+_PARTS = ("headline", "people", "cost", "environment", "digests")
+
+
 def read_run(folder: str | Path) -> dict:
     """What is known about a run; what is missing or broken is named in `problems`.
 
@@ -140,8 +143,8 @@ def read_run(folder: str | Path) -> dict:
     Returns
     -------
     dict
-        name, experiment, state, config, headline, table, cost, environment, digests, notes,
-        rows, figures, problems
+        name, title, experiment, state, config, headline, table, people, cost, environment,
+        digests, notes, rows, figures, problems
     """
     folder, said = Path(folder), []
     config, result, rows = (
@@ -149,7 +152,7 @@ def read_run(folder: str | Path) -> dict:
         _json(folder / "result.json", said),
         _diary(folder / "rows.jsonl", said),
     )
-    run = {k: _part(result, k, dict, said) for k in ("headline", "cost", "environment", "digests")}
+    run = {k: _part(result, k, dict, said) for k in _PARTS}
     run |= {k: _part(result, k, list, said) for k in ("table", "notes")}
     run["table"] = [r for r in run["table"] if isinstance(r, dict)]
     run["environment"] = run["environment"] or (_json(folder / "environment.json", []))
@@ -162,6 +165,7 @@ def read_run(folder: str | Path) -> dict:
     )
     shown = _run_figures(folder, said)
     return run | dict(
+        title=_title(run, config, folder),
         config={
             k: v for k, v in config.items() if k not in ("experiment", "name", "started", "out")
         },
@@ -169,6 +173,19 @@ def read_run(folder: str | Path) -> dict:
         figures=shown,
         problems=said,
     )
+
+
+def _title(run: dict, config: dict, folder: Path) -> str:
+    "What a run is: experiment, data, when it began, and its name if it was given one."
+    given = one_line_value(config.get("manifest") or "", 400)
+    data = {"phantom": "phantoms", "real": "scans"}.get(run["data"], "")
+    if run["data"] == "real" and given != "–":
+        data = path_line(given, 40)
+    words = f"{run['experiment']}{f' on {data}' if data else ''}"
+    if run["started"] != "–":
+        words += f", {run['started'][:16].replace('T', ' ')}"
+    plain = ("–", "smoke", run["experiment"], one_line_value(folder.name, 120))
+    return words if run["name"] in plain else f"{words}: {run['name']}"
 
 # %% ../../nbs/11_runs/05_record.ipynb #066e0b94
 # 1: higher is better
@@ -252,6 +269,33 @@ def worst_first(table: list[dict]) -> list[dict]:
         if score
         else list(table)
     )
+
+
+def person_rows(table: list[dict]) -> list[dict]:
+    """The main score of each person, the mean of their scans, where somebody has several scans.
+
+    Parameters
+    ----------
+    table
+        rows of a result, with subject and scan
+
+    Returns
+    -------
+    list[dict]
+        subject, class (if the rows have it), scans and the score, worst first; none if a person
+        has one scan each, or if no score is known
+    """
+    score, found = main_score(table), {}
+    for r in table if score else []:
+        if "subject" in r and "scan" in r and is_number(r.get(score)):
+            who = {k: r[k] for k in ("subject", "class") if k in r}
+            rows = found.setdefault(tuple(map(one_line_value, who.values())), (who, []))[1]
+            rows.append((one_line_value(r["scan"]), r[score]))
+    people = [
+        who | {"scans": len({s for s, _ in rows}), score: sum(v for _, v in rows) / len(rows)}
+        for who, rows in found.values()
+    ]
+    return worst_first(people) if any(p["scans"] > 1 for p in people) else []
 
 # %% ../../nbs/11_runs/05_record.ipynb #625dfb8a
 def cost_line(cost: dict) -> str:

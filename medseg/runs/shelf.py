@@ -101,8 +101,8 @@ def keep_run(folder: str | Path, shelf: str | Path = "log") -> Path:
             "nothing, or delete it first",
         )
     result = read_json(folder / "result.json")
-    for name in ("config.json", "result.json"):
-        write_json(place / name, _without_paths(read_json(folder / name)))
+    write_json(place / "config.json", _without_paths(read_json(folder / "config.json")))
+    write_json(place / "result.json", _without_paths(_without_names(result)))
     if (folder / "rows.jsonl").exists():
         write_text(
             place / "rows.jsonl",
@@ -165,3 +165,12 @@ def _without_paths(value):
         if isinstance(value, str) and value.startswith("/") and "\n" not in value
         else value
     )
+
+
+def _without_names(result: dict) -> dict:
+    "A result that says of the people of real data how many there were, and not who was trained on."
+    people = result.get("people")
+    if result.get("data") == "phantom" or not isinstance(people, dict):
+        return result
+    counts = {side: who | dict(subjects=len(who["subjects"])) for side, who in people.items()}
+    return result | dict(people=counts)

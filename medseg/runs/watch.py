@@ -138,7 +138,7 @@ def _run_snapshot(folder: str | Path, pace: float | None = None, pictures: int =
     run = read_run(folder)
     drawn = _curves_png(run["rows"])
     parts = [
-        f"<p><b>{escape(run['name'])}</b>: {escape(_progress_line(folder, run['rows'], pace))}</p>"
+        f"<p><b>{escape(run['title'])}</b>: {escape(_progress_line(folder, run['rows'], pace))}</p>"
     ]
     if drawn:
         parts.append(f'<img alt="curves of the run over its steps" src="{data_uri(drawn)}">')

@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'sagittal', 'translation_figure', 'score_figure']
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..io.files import short_name
 from ..data.scans import scale_mr
 from .scores import resample_onto
 from ..io.intensity import window
@@ -42,14 +43,14 @@ COLUMNS = ("MR", "made CT", "measured CT", "made − measured")  # as `_pictures
 
 
 def translation_figure(shown: list[tuple], most: int = 8) -> Figure:
-    """MR, made CT, and where anybody has one measured CT and difference, one row a subject.
+    """MR, made CT, and where anybody has one measured CT and difference, one row a scan.
 
     Parameters
     ----------
     shown
         (name, MR, made CT, measured CT or None)
     most
-        subjects drawn; the rest is left out, and the title says so
+        scans drawn; the rest is left out, and the title says so
     """
     part = [(name, _pictures(mr, fake, real)) for name, mr, fake, real in shown[:most]]
     titles = COLUMNS[: max(len(pictures) for _, pictures in part)]
@@ -63,7 +64,7 @@ def translation_figure(shown: list[tuple], most: int = 8) -> Figure:
         row[0].text(
             0.02,
             0.98,
-            _short(str(name), 28),
+            short_name(name),
             transform=row[0].transAxes,
             fontsize=7,
             va="top",
@@ -74,17 +75,12 @@ def translation_figure(shown: list[tuple], most: int = 8) -> Figure:
     for ax in fig.axes:
         ax.set_axis_off()
     if len(shown) > most:
-        fig.suptitle(f"the first {most} of {len(shown)} subjects", fontsize=8)
+        fig.suptitle(f"the first {most} of {len(shown)} scans", fontsize=8)
     return fig
 
 
-def _short(name: str, most: int) -> str:
-    "A name of at most `most` letters that keeps both ends, by which names differ."
-    return name if len(name) <= most else f"{name[:most//2 - 1]}…{name[-(most - most//2):]}"
-
-
 def _pictures(mr: Volume, fake: Volume, real: Volume | None) -> list[tuple]:
-    "What is drawn of one subject, and how."
+    "What is drawn of one scan, and how."
     grey, (fake_slice, aspect) = dict(cmap="gray", vmin=0, vmax=1), sagittal(fake)
     found = [
         ((sagittal(Volume(scale_mr(mr.voxels), mr.affine))[0] + 1) / 2, sagittal(mr)[1], grey),
@@ -100,12 +96,12 @@ def _pictures(mr: Volume, fake: Volume, real: Volume | None) -> list[tuple]:
 
 # %% ../../nbs/08_translate/20_report.ipynb #b9c04f4f
 def score_figure(table: list[dict]) -> Figure:
-    """Error and bone overlap of each subject, made CT against the best intensity map.
+    """Error and bone overlap of each scan, made CT against the best intensity map.
 
     Parameters
     ----------
     table
-        rows with subject, mae_hu, bone_dice and the same for the map: map_mae_hu, map_bone_dice
+        rows with scan, mae_hu, bone_dice and the same for the map: map_mae_hu, map_bone_dice
     """
     fig = Figure(figsize=(7, 2.6), layout="constrained")
     for ax, (score, name) in zip(
@@ -126,7 +122,7 @@ def score_figure(table: list[dict]) -> Figure:
         )
         ax.set(xticks=x, ylabel=name)
         ax.set_xticklabels(
-            [_short(str(r["subject"]), 14) for r in table],
+            [short_name(r["scan"], 14) for r in table],
             fontsize=7,
             rotation=90 if len(table) > 4 else 0,
         )
