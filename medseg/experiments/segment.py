@@ -19,6 +19,8 @@ manifest = ""  # CSV with subject,image,label; "" makes phantoms
 label_values = "1+2"  # label values of class 1, 2, …; + merges (phantoms: 1 liver, 2 lesion)
 class_names = "liver"  # of class 1, 2, …
 hold_out = ""  # subjects to test on, by comma; "" takes the manifest's split, or draws
+folds = 0  # parts into which those who are not tested are dealt; 0 holds out a fifth to decide
+fold = 0  # which part decides, from 0
 inplane_mm = 6.0  # pixel size to train at; 0 is native; z is never resampled
 level = 60.0  # of the HU window
 window = 400.0  # its width, HU
@@ -35,154 +37,135 @@ largest = ""  # classes that keep only their largest parts, as many as in traini
 # training
 seed = 0
 steps = 30
-batch = 8  # slabs a step
+extend = ""  # updates of further courses, by comma, for a run that goes on
+minutes = 0.0  # of training at most; 0 sets no limit
+patience = 0  # looks at validation people without a gain after which it ends; 0 goes on
+batch = 8  # slabs an update
+accumulate = 1  # parts in which a batch is worked on
 lr = 0.003
+schedule = "cosine"  # how the rate falls: cosine, poly or constant
+warm = 0.05  # share of the steps in which it rises
+decay = 0.0001  # of the weights
+ema = 0.0  # share that the average of the weights keeps; 0 keeps no average
 crop = 64  # pixels a side
 foreground = 0.6  # share of slabs drawn for a class
 augmented = True  # rotate, scale, re-light
+rotate_deg = 12.0  # largest angle
+scale = 0.15  # largest change of size
+class_weights = ""  # for background, class 1, …, by comma; "" is all equal
+
+# what is looked at on the way
+validate_every = 0  # updates between looks at validation people; 0 looks at the end
+save_every = 100  # updates between saved states, from which a stopped run goes on
+keep = "best"  # the network to use: best of the looks, or last
+guard = "say"  # if a class is found in nobody: say, stop, or restart from another seed
+
+# place
+device = "auto"  # auto, cpu, cuda or mps
+precision = "auto"  # auto, fp32, bf16, fp16 or tf32
+processes = 1  # that train together
+workers = 0  # processes that make batches ahead, for each that trains
+compile = False  # compile the network
+threads = 0  # CPU threads; 0 leaves the setting
 
 # run
 name = "smoke"  # of the run, free text
-threads = 0  # CPU threads; 0 leaves the setting
 note = ""  # a sentence for the page
+resume = False  # go on in the folder of a stopped run
 out = ""  # folder of the run; "" makes runs/segment-<time>
 
 # %%
 from dataclasses import replace
 from pathlib import Path
 
-from medseg.data.augment import augmented as changed
-from medseg.data.cache import kept_case
-from medseg.data.cases import SlabSampling, slab_batches, load_case, read_channels, read_labels
-from medseg.data.cases import read_scan
+from medseg.data.cases import read_channels, read_labels, read_scan
 from medseg.data.cohort import is_phantom, make_cohort
-from medseg.data.manifest import data_digest, item_name, parse_label_values
-from medseg.data.manifest import read_manifest, subjects
-from medseg.data.split import split_items
+from medseg.data.manifest import data_digest, item_names, parse_label_values
+from medseg.data.manifest import subjects
 from medseg.io.write import write_labels
 from medseg.runs.folder import finish_run
-from medseg.runs.parameters import PHANTOMS, begin_run, frozen, words
-from medseg.segment.losses import dice_ce
+from medseg.runs.page import show_run
+from medseg.runs.parameters import PHANTOMS, begin_run, frozen, known_to, words
 from medseg.segment.metrics import class_means
-from medseg.segment.predict import SegmentRecipe, keep_largest, predict, save_model
-from medseg.segment.predict import with_modality, usual_components
+from medseg.segment.predict import keep_largest, load_model, predict, usual_components
 from medseg.segment.report import best_slice, dice_figure, mark_empty, overlay_figure, score_rows
-from medseg.train.loop import fit, seed_everything
+from medseg.segment.settings import SegmentSettings
+from medseg.segment.train import prepared_cases, train, training_sides
 
 # %% [markdown]
 # ## Config
 #
-# All parameters in one frozen value. The parts check themselves: `SlabSampling` how slabs are
-# drawn,
-# `SegmentRecipe` the network; the rest is checked here.
+# All parameters in one frozen value. `SegmentSettings` checks what a training depends on.
 
 # %%
 config = frozen(globals())
-groups = parse_label_values(config.label_values)
-recipe = SegmentRecipe(
-    depth=config.depth,
-    target=config.target,
-    classes=len(groups) + 1,
-    attention=config.attention,
-    width=config.width,
-    levels=config.levels,
-    inplane_mm=config.inplane_mm,
-    level=config.level,
-    window=config.window,
-    names=tuple(name.strip() for name in config.class_names.split(",")),
-)
-
-
-# %%
-def check(config):
-    if config.steps < 1 or not 0 < config.lr < 1:
-        found = f"{config.steps} and {config.lr}"
-        raise ValueError(f"steps must be at least 1 and lr in 0..1, got {found}")
-    if unknown := set(words(config.largest)) - set(recipe.names):
-        raise ValueError(f"largest must name classes of {recipe.names}, got {sorted(unknown)}")
-
-
-check(config)
-draw = SlabSampling(
-    depth=config.depth,
-    target=config.target,
-    crop=(config.crop, config.crop),
-    batch=config.batch,
-    foreground=config.foreground,
-    level=config.level,
-    width=config.window,
-    seed=config.seed,
-)
-
-# %%
+settings = SegmentSettings(**known_to(SegmentSettings, config))
+groups, trimmed = parse_label_values(config.label_values), words(config.largest)
+if unknown := set(trimmed) - set(words(config.class_names)):
+    raise ValueError(f"largest must name classes of {config.class_names}, got {sorted(unknown)}")
 run = begin_run("segment", config)
 
 # %% [markdown]
 # ## Run
 #
-# Data: read, checked as pairs, split by subject.
+# Who trains, who decides on the way, who is tested: no family stands on two sides.
 
 # %%
-if config.manifest:
-    cohort = Path(config.manifest)
-else:
-    cohort = make_cohort(run.folder / "cohort", 3, 2, inplane_mm=6.0, spacings=(4.0, 8.0))
-train, test = split_items(read_manifest(cohort), words(config.hold_out), seed=config.seed)
-
-
-def prepared(item):
-    if config.cache:
-        return kept_case(item, groups, config.inplane_mm, config.cache)
-    return load_case(item, groups, config.inplane_mm)
-
-
-cases = [prepared(item) for item in train]
-print(f"to train on: {len(train)} scans of {len(subjects(train))} subjects")
-print(f"to test on: {len(test)} scans of {len(subjects(test))} subjects")
+if not config.manifest:
+    cohort = run.folder / "cohort" / "manifest.csv"
+    if not cohort.exists():
+        make_cohort(cohort.parent, 4, 2, inplane_mm=6.0, spacings=(4.0, 8.0))
+    settings = replace(settings, manifest=str(cohort))
+sides = training_sides(settings)
+for does, items in (("learn", sides.train), ("decide", sides.validation), ("test", sides.test)):
+    print(f"to {does}: {len(items)} scans of {len(subjects(items))} subjects")
 
 # %% [markdown]
-# How many parts a class has, its labels say; only a class that `largest` names is cut down to so
-# many.
+# Training. The batch of a step depends on the seed and the step alone, and the state in the folder
+# holds all else: a run that was stopped goes on as if nothing had been.
 
 # %%
-parts = dict(zip(recipe.names, usual_components([case.classes for case in cases], recipe.classes)))
-trimmed = words(config.largest)
-recipe = replace(recipe, largest=tuple(parts[c] if c in trimmed else 0 for c in recipe.names))
-print("most parts of a class in one training scan:", parts)
+trained = train(settings, run, resume=config.resume)
+print(f"ended after {trained['step']} steps: {trained['why']}")
+net, recipe = load_model(run.folder / "model.safetensors")
 
 # %% [markdown]
-# Training: the batch of a step depends on the seed and the step alone.
+# How many parts a class has, the labels of the training say; only a class that `largest` names is
+# cut down to so many.
 
 # %%
-seed_everything(config.seed, config.threads)
-net = recipe.net()
-slabs = slab_batches(cases, draw, config.steps)
-if config.augmented:
-    slabs = changed(slabs, config.seed)
-for row in fit(net, slabs, dice_ce, config.steps, config.lr):
-    run.row("train", dict(row, steps=config.steps))
+if trimmed:
+    masks = [case.classes for case in prepared_cases(settings, sides.train)]
+    usual = dict(zip(recipe.names, usual_components(masks, recipe.classes)))
+    parts = tuple(usual[name] if name in trimmed else 0 for name in recipe.names)
+    recipe = replace(recipe, largest=parts)
+    print("largest parts kept:", dict(zip(recipe.names, parts)))
 
-# %%
-trained = with_modality(recipe, [item.modality for item in train])
-about = dict(run=config.name, seed=config.seed, step=config.steps)
-save_model(run.folder / "model.safetensors", net.eval(), trained, about)
 
 # %% [markdown]
-# Test: subjects that were not in training. The mask is written on the scan's own grid.
+# Test: subjects that were neither learnt from nor asked on the way. The mask is written on the
+# scan's own grid.
 
 # %%
-table, shown = [], []
-for item in test:
+def tested(item, name):
+    "The rows of one scan, and what is drawn of it."
     scan = read_scan(item)
     labels = read_labels(item, scan, groups)
-    mask, dropped = keep_largest(predict(net, trained, read_channels(item)), recipe.largest)
-    write_labels(run.folder / "masks" / f"{item_name(item, test)}.nii.gz", mask)
-    rows = score_rows(item.subject, item_name(item, test), mask, labels, recipe.names, {})
+    mask, dropped = keep_largest(predict(net, recipe, read_channels(item)), recipe.largest)
+    write_labels(run.folder / "masks" / f"{name}.nii.gz", mask)
+    rows = score_rows(item.subject, name, mask, labels, recipe.names, {})
     for row, less in zip(rows, dropped):
         row["dropped_ml"] = less
         run.row("subject", row)
+    return rows, (name, *best_slice(scan, mask, labels))
+
+
+# %%
+table, shown = [], []
+for name_, item in zip(item_names(sides.test), sides.test):
+    rows, picture = tested(item, name_)
     table += rows
-    shown.append((item_name(item, test), *best_slice(scan, mask, labels)))
+    shown.append(picture)
 failed = mark_empty(table)
 
 # %% [markdown]
@@ -195,24 +178,27 @@ caption = "Dice of each test scan against its z spacing."
 run.figure(dice_figure(table), "dice_by_spacing", caption)
 
 # %%
-headline = {}
-means = class_means(table)
+headline, means = {}, class_means(table)
 for kind, mean in means.items():
     headline[f"{kind} dice"] = round(mean["dice"], 4)
     headline[f"{kind} scans"] = round(mean["scans"], 4)
     headline[f"{kind} false ml"] = round(mean["false_ml"], 4)
-headline["test subjects"] = len(subjects(test))
+headline["test subjects"] = len(subjects(sides.test))
+headline["validation dice"] = round(trained["best"] or 0, 4)
 
 # %%
 phantom = not config.manifest or is_phantom(config.manifest)
 if phantom:
     notes = [PHANTOMS]
 else:
-    people = f"{len(subjects(test))} subject(s), trained on {len(subjects(train))}"
+    people = f"{len(subjects(sides.test))} subject(s), trained on {len(subjects(sides.train))}"
     notes = [
         f"Tested on {people}: this proves plumbing, not accuracy.",
         "Labels are taken as given; labels that a model made are not ground truth.",
     ]
+
+# %%
+notes += [sides.decides, f"It ended after {trained['step']} steps: {trained['why']}."]
 if failed:
     notes.append(f"This training failed: no test scan got a voxel of {', '.join(failed)}.")
 notes.append(
@@ -223,16 +209,22 @@ if config.note:
     notes.append(config.note)
 
 # %%
-weights = sum(p.numel() for p in net.parameters())
-updates = config.steps
+updates = trained["step"]
 finish_run(
     run,
     headline=headline,
     table=table,
-    cost=dict(updates=updates, slabs=updates * config.batch, parameters=weights),
+    cost=dict(
+        updates=updates,
+        slabs=updates * config.batch,
+        parameters=trained["parameters"],
+        wall_s=round(trained["seconds"], 1),
+    ),
     data="phantom" if phantom else "real",
-    data_digest=data_digest(train + test),
+    data_digest=data_digest(sides.train + sides.test),
     notes=notes,
+    people=dict(train=sides.train, validation=sides.validation, test=sides.test),
+    manifest=config.manifest,
 )
 
 # %% [markdown]
@@ -245,3 +237,6 @@ print(f"{run.folder}: mean Dice of subjects never seen:")
 for kind, mean in means.items():
     lost = " (failed: nothing found)" if kind in failed else ""
     print(f"{kind} {mean['dice']:.3f} over the {mean['scans']} scans that hold it{lost}")
+
+# %%
+show_run(run)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LACKS', 'atomic', 'where_supported', 'open_mode', 'to_json', 'write_text', 'write_json', 'append_row', 'read_rows',
-           'digest', 'code_digest', 'one_line', 'escaped', 'path_line', 'short_name', 'format_number', 'InputError',
-           'RepairWarning', 'warn_repaired', 'safe_name', 'distinct_names', 'scan_stem', 'path_names', 'check_outputs',
-           'check_folder', 'walk', 'file_id']
+           'rewind_rows', 'digest', 'code_digest', 'one_line', 'escaped', 'path_line', 'short_name', 'format_number',
+           'InputError', 'RepairWarning', 'warn_repaired', 'safe_name', 'distinct_names', 'scan_stem', 'path_names',
+           'check_outputs', 'check_folder', 'walk', 'file_id']
 
 # %% ../../nbs/01_io/01_files.ipynb #933cb081
 import errno
@@ -213,6 +213,29 @@ def read_rows(path: str | Path) -> list[dict]:
     """
     text = Path(path).read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n")[:-1]]
+
+# %% ../../nbs/01_io/01_files.ipynb #f11e0002
+def rewind_rows(path: str | Path, step: int):
+    """Forget the rows of a training and of looks at it from a step on, and all others.
+
+    A training that goes on from there makes them again. A look at validation people has the number
+    of the steps before it.
+
+    Parameters
+    ----------
+    path
+        a .jsonl file of rows with `kind` and `step`
+    step
+        from 0
+    """
+
+    def stays(r):
+        looked = r["kind"] == "validation" and r["step"] <= step
+        told = r["kind"] in ("train", "panel", "guard") and r["step"] < step
+        return r["kind"] == "resumed" or looked or told
+
+    rows = [r for r in read_rows(path) if stays(r)]
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 # %% ../../nbs/01_io/01_files.ipynb #b4b48597
 def digest(*parts: bytes | str | Path) -> str:

@@ -6,6 +6,7 @@
 __all__ = ['experiment_parameters', 'checked_parameters', 'read_parameters', 'find_experiment', 'run_experiment', 'RunFailed']
 
 # %% ../../nbs/11_runs/03_execute.ipynb #47cac605
+import importlib
 import logging
 import os
 import re
@@ -218,6 +219,8 @@ def run_experiment(
     )
     # threads that wait sleep: on a busy machine spinning costs most of the time
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if int(os.environ.get("RANK", 0)):
+        return _beside(notebook, values, Path(resume or out or given.get("out", "")))
     with interruptible():
         folder, lock = (
             (Path(resume), take_lock(Path(resume)))
@@ -227,8 +230,24 @@ def run_experiment(
         try:
             with recording_failures(folder, lock):
                 _execute(notebook, dict(values, out=str(folder)), folder, lock, watch)
+        except KeyboardInterrupt as stopped:
+            stopped.folder = folder
+            raise
         finally:
             _leave(folder, lock, not resume)
+    return folder
+
+
+def _beside(notebook: Path, values: dict, folder: Path) -> Path:
+    "Take part in a training whose notebook another process executes, as torchrun starts them."
+    try:
+        part = importlib.import_module(f"medseg.{notebook.stem}.train")
+    except ImportError:
+        needs, do = "segment or translate", "run it in one process"
+        raise InputError(
+            "ranks_unknown", notebook.name, "experiment", notebook.stem, needs, do
+        ) from None
+    part.train_beside({n: v for n, v in values.items() if n != "out"}, folder)
     return folder
 
 
@@ -274,7 +293,7 @@ def _execute(notebook: Path, values: dict, folder: Path, lock, watch: Callable |
 
 
 def _stopped(notebook: Path, folder: Path, given: dict) -> dict:
-    "The parameters of a run that was stopped, which are not to change."
+    "The parameters of a run that was stopped; only how long it goes on may change."
     known = experiment_parameters(notebook)
     if "resume" not in known:
         raise InputError(
@@ -286,7 +305,8 @@ def _stopped(notebook: Path, folder: Path, given: dict) -> dict:
             "start a new run",
         )
     check_resume(folder, given)  # before a kernel is started
-    return {k: v for k, v in read_json(folder / "config.json").items() if k in known}
+    old = {k: v for k, v in read_json(folder / "config.json").items() if k in known}
+    return old | given
 
 # %% ../../nbs/11_runs/03_execute.ipynb #f058eac5
 def _place() -> tuple:  # a folder, None for the usual one; and a way to speak to kernels
@@ -306,6 +326,9 @@ def _kernel(room: str, transport: str, more: dict, ended: list) -> type:
     """
 
     class LocalKernel(AsyncKernelManager):
+        # a training that is told to stop finishes its update and saves its state
+        shutdown_wait_time = 120.0
+
         async def start_kernel(self, **words):
             return await KernelManager._async_start_kernel(
                 self, **dict(words, env=dict(os.environ, **more))

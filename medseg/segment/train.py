@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_TURNS', 'Sides', 'training_sides', 'prepared_cases', 'training_batch', 'validate', 'training_identity', 'Rows',
-           'train']
+           'train', 'train_beside', 'known_values']
 
-# %% ../../nbs/07_segment/08_train.ipynb #e97ba345
+# %% ../../nbs/07_segment/08_train.ipynb #f74d61f9
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..data.cache import kept_case
 from ..data.cases import Case, load_case, slab_batch
 from ..data.manifest import Item, data_digest, parse_label_values, read_manifest
 from ..data.split import fold_items, hold_validation, split_items
-from ..io.files import InputError, append_row, code_digest, digest
+from ..io.files import InputError, append_row, code_digest, digest, rewind_rows
 from .losses import DiceCE
 from .metrics import dice_score
 from .predict import SegmentRecipe, load_model, predict_case, save_model
@@ -29,6 +30,7 @@ from .settings import SegmentSettings
 from ..train.checkpoint import load_checkpoint, save_checkpoint
 from ..train.course import follow_course, new_memory
 from ..train.distributed import World, find_world, launch, local_share
+from ..train.distributed import on_main_process
 from ..train.loader import step_batches
 from ..train.loop import Learner, seed_everything
 from ..train.place import place_record, use_place
@@ -202,9 +204,9 @@ def _check_room(folder: Path, learner: Learner):
         found, needs = f"{free >> 20} MiB free", f"{need >> 20} MiB for saved states"
         raise InputError("disk_full", folder, "disk", found, needs, "make room, or choose --out")
 
-# %% ../../nbs/07_segment/08_train.ipynb #65d0fe15
+# %% ../../nbs/07_segment/08_train.ipynb #260fb14c
 class Rows:
-    """Writes rows into the folder of a run, for a process that does not own the run.
+    """Rows of a training in a folder, without the record of a run around it.
 
     Parameters
     ----------
@@ -219,6 +221,10 @@ class Rows:
         "Add a line to rows.jsonl."
         append_row(self.folder / "rows.jsonl", dict(kind=kind, **values))
 
+    def rewind(self, step: int):
+        "Forget the rows that a training makes again when it goes on from a step."
+        rewind_rows(self.folder / "rows.jsonl", step)
+
 
 class _Training:
     "A training in one of the processes that share it."
@@ -230,7 +236,7 @@ class _Training:
         self.watched = prepared_cases(settings, self.sides.validation)
         self.identity = training_identity(settings, self.sides)
         self.place, self.turn, self.memory = settings.place, 0, new_memory()
-        self.device = use_place(self.place, world.rank)
+        self.device = use_place(self.place, int(os.environ.get("LOCAL_RANK", 0)))
         names = tuple(name.strip() for name in settings.class_names.split(","))
         modalities = [item.modality for item in self.sides.train]
         self.recipe = with_modality(settings.recipe(names), modalities)
@@ -243,6 +249,8 @@ class _Training:
         "A new network; another one at each turn."
         s = self.settings
         seed_everything(s.seed + 1000 * self.turn, s.threads)
+        if self.turn and self.world.main:
+            (self.folder / "best.safetensors").unlink(missing_ok=True)
         net = self.recipe.net().to(self.device)
         self.learner = Learner(
             net,
@@ -283,11 +291,16 @@ class _Training:
         save_model(self.folder / name, net, self.recipe, about)
 
     def look(self) -> dict:
+        "A look at those who decide, and whether a lost class ends the training."
         net = self.learner.average or self.learner.net
-        row = validate(net, self.recipe, self.watched)
+        row, s = validate(net, self.recipe, self.watched), self.settings
         if self.learner.average:
             plain = validate(self.learner.net, self.recipe, self.watched)
             row["score without average"] = plain["score"]
+        if row["empty"] and self.learner.done >= s.steps / 4:
+            told = dict(step=self.learner.done, classes=row["empty"], action=s.guard)
+            self.rows.row("guard", told)
+            row["lost"] = s.guard == "stop" or s.guard == "restart" and self.turn < MAX_TURNS
         return row
 
     def events(self) -> Iterator[tuple[str, dict]]:
@@ -307,23 +320,14 @@ class _Training:
         for kind, row in self.events():
             if self.world.main and kind != "end":
                 self.rows.row(kind, dict(row, steps=self.settings.course.steps))
-            if kind == "validation" and (lost := self.lost(row)):
-                action = self.settings.guard
-                self.rows.row("guard", dict(step=row["step"], classes=lost, action=action))
-                if action == "stop":
-                    return dict(why=f"found nothing of {', '.join(lost)}", **self.summary(row))
-                if action == "restart" and self.turn < MAX_TURNS:
-                    self.turn, self.memory = self.turn + 1, new_memory()
-                    self._begin()
-                    return self.run()
-        return self.summary(row)
-
-    def lost(self, row: dict) -> list[str]:
-        "Classes that were found in nobody, once a quarter of the steps is over."
-        return row["empty"] if row["step"] >= self.settings.steps / 4 else []
+        if row["why"] == "lost" and self.settings.guard == "restart":
+            self.turn, self.memory = self.turn + 1, new_memory()
+            self._begin()
+            return self.run()
+        return on_main_process(self.world, lambda: self.summary(row)) or row
 
     def summary(self, row: dict) -> dict:
-        "What there is to say when it is over."
+        "Choose the network to use; what there is to say when it is over."
         self.keep("last.safetensors")
         best = self.settings.keep == "best" and (self.folder / "best.safetensors").exists()
         chosen = "best.safetensors" if best else "last.safetensors"
@@ -340,7 +344,7 @@ def _in_process(world: World, values: dict, folder: str, resume: bool) -> dict:
     training = _Training(SegmentSettings(**values), Rows(folder), world, resume)
     return training.run()
 
-# %% ../../nbs/07_segment/08_train.ipynb #f08fdd6e
+# %% ../../nbs/07_segment/08_train.ipynb #4c612e15
 def train(settings: SegmentSettings, run, resume: bool = False) -> dict:
     """Train a segmentation network, into the folder of a run.
 
@@ -353,22 +357,47 @@ def train(settings: SegmentSettings, run, resume: bool = False) -> dict:
     settings
         all that the training depends on
     run
-        has `folder`, and `row(kind, values)`, which writes down what happens: train, validation
-        and guard
+        has `folder`; `row(kind, values)`, which writes down what happens: train, validation and
+        guard; and `rewind(step)`, which forgets what is made again
     resume
         go on from the state in the folder, if there is one
 
     Returns
     -------
     dict
-        why it ended, step, seconds, best score and its step, parameters, place
+            why it ended, step, seconds, best score and its step, parameters, place
     """
-    settings.place  # what this machine lacks is said before a scan is read
+    cpu = settings.place.kind == "cpu"
+    if resume and (state := run.folder / "state.safetensors").exists():
+        run.rewind(load_checkpoint(state)[1]["step"])
+    if (world := find_world(cpu)).size > 1 or settings.processes == 1:
+        ended = _Training(settings, run, world, resume).run()
+    else:
+        args = asdict(settings), str(run.folder), resume
+        ended = launch(_in_process, settings.processes, args, settings.threads or 1, cpu)[0]
+    if ended["why"] == "told to stop":
+        raise KeyboardInterrupt(f"stopped after {ended['step']} steps; its state is saved")
+    return ended
+
+
+def train_beside(values: dict, folder: Path):
+    """Take part in a training that another process leads, on this or another node.
+
+    Parameters
+    ----------
+    values
+        parameters of the experiment, those that are not its defaults
+    folder
+        of the run, where all nodes can read it; a state there is gone on from
+    """
+    settings = SegmentSettings(**known_values(SegmentSettings, values))
+    if not settings.manifest:
+        needs, do = "a manifest that all processes can read", "give one, or use one process"
+        raise InputError("ranks_manifest", "parameters", "manifest", "none", needs, do)
     world = find_world(settings.place.kind == "cpu")
-    if world.size > 1:
-        return _Training(settings, run, world, resume).run()
-    if settings.processes == 1:
-        return _Training(settings, run, World(device=use_place(settings.place)), resume).run()
-    args = asdict(settings), str(run.folder), resume
-    cpu, threads = settings.place.kind == "cpu", settings.threads or 1
-    return launch(_in_process, settings.processes, args, threads, cpu)[0]
+    _Training(settings, Rows(folder), world, resume=True).run()
+
+
+def known_values(kind: type, values: dict) -> dict:
+    "Those values that a dataclass has a field for."
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}

@@ -50,10 +50,10 @@ class Course:
         if self.patience and not self.validate_every:
             raise ValueError("patience needs looks at validation people: set validate_every")
 
-# %% ../../nbs/06_train/10_course.ipynb #4f992d13
+# %% ../../nbs/06_train/10_course.ipynb #af831a6a
 def new_memory() -> dict:
     "What a training remembers before its first step; JSON only."
-    return dict(seconds=0.0, best=None, best_step=None, waited=0)
+    return dict(seconds=0.0, best=None, best_step=None, waited=0, lost=False)
 
 
 def remember_score(memory: dict, score: float | None, step: int) -> bool:
@@ -101,7 +101,7 @@ def noted_signals() -> Iterator[list[str]]:
         for n, handler in old.items():
             signal.signal(n, handler)
 
-# %% ../../nbs/06_train/10_course.ipynb #64a710cb
+# %% ../../nbs/06_train/10_course.ipynb #ab795753
 def _agreed(world: World, reason: str, known: tuple) -> str:
     "The first reason in `known` that any process has; alone, one's own."
     if world.size == 1:
@@ -112,7 +112,7 @@ def _agreed(world: World, reason: str, known: tuple) -> str:
     return known[first] if first < len(known) else ""
 
 
-REASONS = ("told to stop", "minutes", "patience")
+REASONS = ("told to stop", "minutes", "lost", "patience")
 
 
 def _reason(course: Course, memory: dict, heard: list, seconds: float) -> str:
@@ -120,6 +120,8 @@ def _reason(course: Course, memory: dict, heard: list, seconds: float) -> str:
         return "told to stop"
     if course.minutes and seconds >= 60 * course.minutes:
         return "minutes"
+    if memory["lost"]:
+        return "lost"
     if course.patience and memory["waited"] >= course.patience:
         return "patience"
     return ""
@@ -150,7 +152,8 @@ def follow_course(
     save
         writes learner and memory down
     validate
-        looks at validation people: dict with `score`, higher is better or None
+        looks at validation people: dict with `score`, higher is better or None, and perhaps
+        `lost`: True ends the training
     keep_best
         called where a score is the best so far
     world
@@ -161,12 +164,13 @@ def follow_course(
     -------
     Iterator[tuple[str, dict]]
         ("train", row) after each update, ("validation", row) after each look, and at the end
-        ("end", dict) with `why`: steps, minutes, patience or told to stop
+        ("end", dict) with `why`: steps, minutes, patience, lost or told to stop
     """
     began = perf_counter() - memory["seconds"]
 
     def look():
         row = dict(step=learner.done, **validate())
+        memory["lost"] = row.pop("lost", False)
         row["best"] = remember_score(memory, row["score"], learner.done)
         if row["best"] and keep_best:
             keep_best()

@@ -316,6 +316,9 @@ def launch(
             for process in running:
                 process.start()
             failed = _watch(running)
+        except KeyboardInterrupt:
+            _let_finish(running)
+            raise
         finally:
             _end(running)
         if failed:
@@ -386,6 +389,17 @@ def _watch(running: list) -> list[int]:
             break
         left = [p for p in left if p.exitcode is None]
     return [r for r, p in enumerate(running) if p.exitcode]
+
+
+def _let_finish(running: list, seconds: float = 60.0):
+    "Tell all processes to stop, and wait for those that save their work first."
+    for process in running:
+        if process.pid and process.exitcode is None:
+            os.kill(process.pid, signal.SIGINT)
+    until = time.monotonic() + seconds
+    for process in running:
+        if process.pid:
+            process.join(max(0.0, until - time.monotonic()))
 
 
 def _end(running: list):
