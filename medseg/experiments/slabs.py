@@ -17,7 +17,7 @@
 
 # %% tags=["parameters"]
 # data
-people = 2  # phantoms to train on
+people = 3  # phantoms to train on, of whom a fifth is only looked at
 testers = 4  # phantoms to test on
 anatomy = 0  # seed of the phantoms
 spacings = "1.5,6,2,8"  # mm between slices, dealt out in turn
@@ -48,39 +48,34 @@ resume = False  # go on in the folder of a stopped run: trainings that ended are
 out = ""  # folder of the run; "" makes runs/slabs-<time>
 
 # %%
-from time import process_time
+from pathlib import Path
 
-from medseg.data.augment import augmented
-from medseg.data.cases import SlabSampling, slab_batches, load_case, read_labels, read_scan
+from medseg.data.cases import read_labels, read_scan
 from medseg.data.cohort import make_cohort
-from medseg.data.manifest import data_digest, parse_label_values, read_manifest
+from medseg.data.manifest import data_digest, parse_label_values
 from medseg.data.manifest import item_name, subjects
-from medseg.data.split import split_items
-from medseg.io.files import write_json
+from medseg.io.files import read_rows, write_json
 from medseg.io.volume import along_z
 from medseg.runs.compare import compare_runs
 from medseg.runs.folder import finish_run, read_json
-from medseg.runs.parameters import PHANTOMS, begin_run, frozen, numbers
+from medseg.runs.page import show_run
+from medseg.runs.parameters import PHANTOMS, begin_run, frozen, known_to, numbers
 from medseg.runs.pictures import band_figure
-from medseg.segment.losses import dice_ce
 from medseg.segment.metrics import class_means
-from medseg.segment.predict import SegmentRecipe, load_model, predict, save_model, with_modality
+from medseg.segment.predict import load_model, predict
 from medseg.segment.report import best_slice, mark_empty, overlay_figure, score_rows
-from medseg.train.loop import fit, seed_everything
+from medseg.segment.settings import SegmentSettings
+from medseg.segment.train import Rows, train, training_sides
 from medseg.train.statistics import group_intervals
 
 # %% [markdown]
 # ## Config
 #
-# `SlabSampling` checks how slabs are drawn and `SegmentRecipe` the network; the rest is checked
-# here. A training is told by its depth, target, attention and seed, the columns in which the
-# table tells them apart.
+# `SegmentSettings` checks what each training depends on. A training is told by its depth, target,
+# attention and seed, the columns in which the table tells them apart.
 
 # %%
 config = frozen(globals())
-if config.steps < 1 or not 0 < config.lr < 1:
-    found = f"{config.steps} and {config.lr}"
-    raise ValueError(f"steps must be at least 1 and lr in 0..1, got {found}")
 groups = parse_label_values(config.label_values)
 kinds = config.class_names.split(",")
 
@@ -97,21 +92,19 @@ trainings = [(*cell, seed) for seed in numbers(config.seeds, int) for cell in pl
 
 
 # %%
-def recipe_of(depth, target, attention):
-    return SegmentRecipe(
+def settings_of(depth, target, attention, seed, manifest=""):
+    return SegmentSettings(
+        manifest=str(manifest),
+        **known_to(SegmentSettings, config) | dict(attention=attention),
         depth=depth,
         target=target,
-        classes=len(groups) + 1,
-        attention=attention,
-        width=config.width,
-        levels=config.levels,
-        inplane_mm=config.inplane_mm,
-        names=kinds,
+        seed=seed,
+        keep="last",
     )
 
 
-for cell in plan:
-    recipe_of(*cell)  # refuses what cannot be, before anything is made
+for training in trainings:
+    settings_of(*training)  # refuses what cannot be, before anything is made
 run = begin_run("slabs", config, dict(factors=["depth", "target", "attention"]))
 
 # %% [markdown]
@@ -126,34 +119,19 @@ if not cohort.exists():
     counts = config.people, config.testers, config.anatomy
     between = numbers(config.spacings)
     make_cohort(cohort.parent, *counts, config.inplane_mm, between, workers=1)
-train, test = split_items(read_manifest(cohort), seed=0)
-cases = [load_case(item, groups, config.inplane_mm) for item in train]
-print(f"{len(subjects(train))} people to train on, {len(subjects(test))} to test on")
+sides = training_sides(settings_of(*trainings[0], cohort))
+test = sides.test
+print(f"{len(subjects(sides.train))} people to train on, {len(subjects(test))} to test on")
 print(f"{len(trainings)} trainings of {len(plan)} cells")
 
-# %% [markdown]
-# One training: the network and its diary, then its scores on people it has not seen.
 
+# %% [markdown]
+# One training: the network and its diary, in a folder of their own, then its scores on people it
+# has not seen.
 
 # %%
-def trained(recipe, seed):
-    seed_everything(seed, config.threads)
-    net, side = recipe.net(), (config.crop, config.crop)
-    draw = SlabSampling(
-        recipe.depth, recipe.target, side, config.batch, config.foreground, seed=seed
-    )
-    slabs = augmented(slab_batches(cases, draw, config.steps), seed)
-    return net, list(fit(net, slabs, dice_ce, config.steps, config.lr))
-
-
-def kept(folder, training, end):
-    return run.folder / folder / f"{'_'.join(map(str, training))}.{end}"
-
-
-def keep(net, recipe, training):
-    path = kept("models", training, "safetensors")
-    about = dict(run=config.name, seed=training[-1], step=config.steps)
-    save_model(path, net.eval(), with_modality(recipe, [item.modality for item in train]), about)
+def kept(training) -> Path:
+    return run.folder / "trainings" / "_".join(map(str, training))
 
 
 # %%
@@ -172,19 +150,21 @@ def scored(net, recipe, seed):
 
 
 # %%
-def training_of(depth, target, attention, seed):
+def training_of(*training):
     "Train one network, keep it, score it."
-    recipe, began = recipe_of(depth, target, attention), process_time()
-    net, rows = trained(recipe, seed)
-    keep(net, recipe, (depth, target, attention, seed))
-    seconds = process_time() - began
-    name = f"{depth}, {target}, {attention}, seed {seed}"
+    place = kept(training)
+    place.mkdir(parents=True, exist_ok=True)
+    ended = train(settings_of(*training, cohort), Rows(place), resume=True)
+    net, recipe = load_model(place / "model.safetensors")
+    rows = [row for row in read_rows(place / "rows.jsonl") if row.pop("kind") == "train"]
     every = max(1, config.steps // 40)
+    depth, target, attention, seed = training
+    name = f"{depth}, {target}, {attention}, seed {seed}"
     return dict(
         rows=[dict(row, training=name) for row in rows[::every]],
         table=scored(net, recipe, seed),
-        parameters=sum(p.numel() for p in net.parameters()),
-        train_s=round(seconds, 1),
+        parameters=ended["parameters"],
+        train_s=round(ended["seconds"], 1),
     )
 
 
@@ -194,11 +174,11 @@ def training_of(depth, target, attention, seed):
 # %%
 done = {}
 for training in trainings:
-    place = kept("done", training, "json")
+    place = kept(training) / "done.json"
     if not place.exists():
         write_json(place, training_of(*training))
     done[training] = read_json(place)
-    print(place.stem, "ended", flush=True)
+    print(place.parent.name, "ended", flush=True)
 
 # %% [markdown]
 # ## Artefacts
@@ -254,7 +234,7 @@ for item in (test[0], test[1]):
     scan, shown = read_scan(item), []
     labels = read_labels(item, scan, groups)
     for cell in plan:
-        net, recipe = load_model(kept("models", (*cell, first), "safetensors"))
+        net, recipe = load_model(kept((*cell, first)) / "model.safetensors")
         shown.append((titles[cell], *best_slice(scan, predict(net, recipe, scan), labels)))
     run.figure(
         overlay_figure(shown, kinds, len(shown)),
@@ -301,8 +281,10 @@ finish_run(
         parameters=max(one["parameters"] for one in done.values()),
     ),
     data="phantom",
-    data_digest=data_digest(train + test),
+    data_digest=data_digest([*sides.train, *sides.validation, *test]),
     notes=notes,
+    people=dict(train=sides.train, validation=sides.validation, test=test),
+    manifest=cohort,
 )
 
 # %% [markdown]
@@ -318,3 +300,6 @@ print(f"{run.folder}:", *told["says"], sep="\n")
 for part in told["parts"]:
     for line in part["says"]:
         print(f"{part['name']}: {line}")
+
+# %%
+show_run(run)
