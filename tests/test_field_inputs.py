@@ -152,7 +152,7 @@ def test_people_of_one_parent_stand_on_one_side(tmp_path, side, column, parents,
     first = name if "lost" in name else ""
     rows = [f"p0,c0.nii.gz,train,{first}", f"p1,c1.nii.gz,{side},{parents.format(name)}"]
     (tmp_path / "m.csv").write_text(f"subject,image,split,{column}\n" + "\n".join(rows) + "\n")
-    with pytest.raises(InputError, match=f"subject p0 .train.*one side") as no:
+    with pytest.raises(InputError, match="subject p0 .train.*one side") as no:
         read_manifest(tmp_path / "m.csv")
     assert no.value.code == "split_leak" and "\n" not in str(no.value)
     (tmp_path / "m.csv").write_text(
