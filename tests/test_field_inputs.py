@@ -4,14 +4,14 @@ Small boxes in noise stand for people.
 """
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from medseg.cli.data import app
 from medseg.data import cache
 from medseg.data.cache import kept_case, load_cases
 from medseg.data.cases import SlabSampling, hide_ignored, load_case, read_channels
@@ -23,7 +23,7 @@ from medseg.data.ready import check_training_items, choose_classes
 from medseg.data.scans import load_sides
 from medseg.data.split import fold_items, hold_validation, split_items
 from medseg.data.unpaired import PatchSampling, sample_patch
-from medseg.io.files import InputError
+from medseg.io.files import InputError, digest
 from medseg.io.volume import Volume, reorient
 from medseg.io.write import write_labels, write_volume
 from medseg.runs.execute import experiment_parameters, find_experiment, typed_value
@@ -39,10 +39,11 @@ def scan(seed=0, kind="CT", shape=(16, 14, 6)):
     return Volume(hu, GRID)
 
 
-def box(*values, shape=(16, 14, 6)):
+def box(*values, shape=(16, 14, 6), at=0):
+    "Boxes with these values; another `at` makes another person of it."
     labels = np.zeros(shape, np.uint8)
     for k, value in enumerate(values):
-        labels[3 + 2 * k : 5 + 2 * k, 4:9, 1:4] = value
+        labels[3 + 2 * k : 5 + 2 * k, 4 + at : 9 + at, 1:4] = value
     return Volume(labels, GRID)
 
 
@@ -58,7 +59,7 @@ def people(folder, n=3, values=(1, 2), codes="RAS"):
         Item(
             f"p{k}",
             put(folder / f"c{k}.nii.gz", scan(k), codes),
-            put(folder / f"l{k}.nii.gz", box(*values), codes),
+            put(folder / f"l{k}.nii.gz", box(*values, at=k), codes),
             modality="CT",
         )
         for k in range(n)
@@ -340,6 +341,8 @@ def test_nnunet_channels_reach_the_network(tmp_path):
 def test_channels_are_obeyed_or_refused(tmp_path, how):
     n, mark = {"gone": (1, "_000{}"), "more": (3, "_000{}"), "4-D": (1, "")}.get(how, (2, "_000{}"))
     told = NNUNET | ({"channel_names": {"0": "CT"}} if how == "undeclared" else {})
+    if how == "4-D":  # as the Decathlon stores several channels
+        told = dict(modality={"0": "T2", "1": "ADC"}, labels={"0": "background", "1": "prostate"})
     top = msd(tmp_path / "a", channels=n, mark=mark, told=told)
     if how == "grid":
         put(top / "imagesTr" / "liver_1_0001.nii.gz", scan(3, "MR", (16, 14, 7)))
@@ -356,8 +359,8 @@ def test_channels_and_organs_of_a_table(tmp_path):
     for k in range(3):
         put(tmp_path / f"a{k}.nii.gz", scan(k, "MR"))
         put(tmp_path / f"b{k}.nii.gz", scan(k + 9, "MR"))
-        put(tmp_path / f"liver{k}.nii.gz", box(1))
-        put(tmp_path / f"spleen{k}.nii.gz", box(0, 1))
+        put(tmp_path / f"liver{k}.nii.gz", box(1, at=k))
+        put(tmp_path / f"spleen{k}.nii.gz", box(0, 1, at=k))
         rows.append(f"p{k},a{k}.nii.gz,b{k}.nii.gz,MR,liver{k}.nii.gz,spleen{k}.nii.gz,")
     table = tmp_path / "m.csv"
     table.write_text("\n".join(rows))
@@ -383,7 +386,7 @@ def test_a_folder_of_organs(tmp_path):
     for k in range(2):
         put(tmp_path / f"{k}" / "ct.nii.gz", scan(k))
         for n, organ in enumerate(("aorta", "liver")):
-            put(tmp_path / f"{k}" / "segmentations" / f"{organ}.nii.gz", box(*[0] * n, 1))
+            put(tmp_path / f"{k}" / "segmentations" / f"{organ}.nii.gz", box(*[0] * n, 1, at=k))
         rows.append(f"p{k},{k}/ct.nii.gz,{k}/segmentations")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     items = read_manifest(tmp_path / "m.csv")
@@ -417,7 +420,7 @@ def bids(top, visits=(1, 2), kinds=("T1w",), organs=False):
             for n, kind in enumerate(kinds):
                 put(top / place / f"{stem}_{kind}.nii.gz", scan(100 * k + 10 * v + n, "MR"))
             end = f"{kinds[0]}_label-liver_mask" if organs else f"{kinds[0]}_dseg"
-            put(top / "derivatives" / "hand" / place / f"{stem}_{end}.nii.gz", box(1))
+            put(top / "derivatives" / "hand" / place / f"{stem}_{end}.nii.gz", box(1, at=k))
     return top
 
 
@@ -458,10 +461,11 @@ def test_a_second_start_reads_no_source(tmp_path, monkeypatch):
     first = load_cases(items, ((1, 2),), 0.0, tmp_path / "cache")
     cache._stamped.cache_clear()  # as in a new process
     monkeypatch.setattr(cache, "scan_digest", None)
-    monkeypatch.setattr(cache, "digest", lambda *p: "unread" if "npy" in str(p) else old(*p))
-    old, seen = __import__("medseg.io.files", fromlist=["digest"]).digest, []
+    hashed, seen = [], []
+    monkeypatch.setattr(cache, "digest", lambda *p: hashed.append(p) or digest(*p))
     again = load_cases(items, ((1, 2),), 0.0, tmp_path / "cache", see=lambda *n: seen.append(n))
     assert all(np.array_equal(a.slices, b.slices) for a, b in zip(first, again)) and len(seen) == 3
+    assert not [p for p in hashed if str(p[0]).endswith(".npy")], "an entry was read"
     with pytest.raises(TypeError):  # asked to, it does read
         kept_case(items[0], ((1, 2),), 0.0, tmp_path / "cache", verify=True)
 
@@ -486,20 +490,8 @@ def test_only_code_that_makes_cases_voids_the_cache():
 
 def test_medseg_cache_prepares_what_a_run_would(tmp_path):
     table = write_manifest(tmp_path / "in" / "m.csv", people(tmp_path / "in"))
-    said = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "medseg",
-            "cache",
-            str(table),
-            "--folder",
-            str(tmp_path / "c"),
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    words = ["cache", str(table), "--folder", str(tmp_path / "c"), "--json"]
+    said = CliRunner().invoke(app, words)
     usual = experiment_parameters(find_experiment("segment"))
     told = json.loads(said.stdout)
     groups, _ = choose_classes(usual["label_values"], usual["class_names"], table)
