@@ -191,7 +191,7 @@ def test_patches_are_drawn_by_subject_and_follow_ups_translate(tmp_path):
     assert abs(who.count("s3") / 900 - 1 / 2) < 0.05 and abs(who.count("a-2") / 900 - 1 / 6) < 0.05
 
 
-@pytest.mark.parametrize("codes", ["RAS", "SRA", "ISP", "LSA"])
+@pytest.mark.parametrize("codes", ["RAS", "SRA", "IPR", "LSA"])
 def test_each_scan_keeps_its_own_spacing_wherever_z_is_stored(tmp_path, codes):
     case = load_case(people(tmp_path, 1, codes=codes)[0], ((1,),))
     assert case.spacing == pytest.approx((8, 5, 4)) and case.classes.shape == (6, 14, 16)
