@@ -173,9 +173,11 @@ def place(tmp_path_factory):
     (top / "scans" / "bad.nii.gz").write_bytes(b"no scan")
     torch.manual_seed(0)
     names = ("liver", "lesion")
-    recipe = SegmentRecipe(depth=3, width=4, levels=2, inplane_mm=8.0, classes=3, names=names)
+    recipe = SegmentRecipe(
+        depth=3, width=4, levels=2, inplane_mm=8.0, classes=3, names=names, modality="CT"
+    )
     save_model(top / "model.safetensors", recipe.net().eval(), recipe, {})
-    made = TranslateRecipe("resnet1", 2, patch=(8, 8, 8), direction="ct2mr")
+    made = TranslateRecipe("resnet1", 2, patch=(16, 16, 8), direction="ct2mr")
     save_translator(top / "back.safetensors", made.net(), made, {})
     return top
 
