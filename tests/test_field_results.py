@@ -3,6 +3,7 @@ take each other's place, parameters that plain papermill cannot bend, and a reco
 """
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from matplotlib.colors import to_rgb
 
 from medseg.data.manifest import Item, item_names
 from medseg.experiments import __path__ as experiments
-from medseg.io.files import path_names, write_json
+from medseg.io.files import RepairWarning, path_names, write_json
+from medseg.io.read import read_volume
 from medseg.io.sidecar import read_class_names
 from medseg.io.volume import Volume, along_z, reorient
 from medseg.io.write import write_labels, write_volume
@@ -251,6 +253,14 @@ def test_masks_carry_the_names_of_their_classes(place, tmp_path):
     assert read_json(tmp_path / "mask.json")["Labels"] == {"1": "liver", "2": "lesion"}
     assert nib.load(mask).header.extensions[0].get_code() == 30
     assert np.array_equal(nib.load(mask).affine, nib.load(scan).affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # names of classes are no text about a patient
+        assert read_volume(mask, "labels").shape == read_volume(scan).shape
+    named = nib.load(mask)
+    named.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(named, tmp_path / "told.nii.gz")
+    with pytest.warns(RepairWarning, match="could name a patient"):
+        read_volume(tmp_path / "told.nii.gz", "labels")
 
 
 def test_evaluate_says_that_label_5_is_not_class_1(tmp_path):
