@@ -286,10 +286,10 @@ def test_evaluate_says_that_label_5_is_not_class_1(tmp_path):
         done = medseg("evaluate", f"{pred}.nii.gz", f"{label}.nii.gz", cwd=tmp_path)
         assert done.returncode == 1 and hint in done.stderr, (pred, label, done)
     words = "evaluate", "mask.nii.gz", "two.nii.gz", "--label-values", "1+2", "--json"
-    told = json.loads(medseg(*words, cwd=tmp_path).stdout)["classes"]["1"]
-    assert told["name"] == "liver" and told["dice"] == 1.0
+    told = json.loads(medseg(*words, cwd=tmp_path).stdout)
+    assert told["names"] == {"1": "liver"} and told["classes"]["1"]["dice"] == 1.0
     words = "evaluate", "bare.nii.gz", "bare.nii.gz", "--names", "spleen", "--json"
-    assert json.loads(medseg(*words, cwd=tmp_path).stdout)["classes"]["1"]["name"] == "spleen"
+    assert json.loads(medseg(*words, cwd=tmp_path).stdout)["names"] == {"1": "spleen"}
 
 
 # 25: a picture in which confusion shows
