@@ -3,6 +3,7 @@ take each other's place, parameters that plain papermill cannot bend, and a reco
 """
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from matplotlib.colors import to_rgb
 
 from medseg.data.manifest import Item, item_names
 from medseg.experiments import __path__ as experiments
-from medseg.io.files import path_names, write_json
+from medseg.io.files import RepairWarning, path_names, write_json
+from medseg.io.read import read_volume
 from medseg.io.sidecar import read_class_names
 from medseg.io.volume import Volume, along_z, reorient
 from medseg.io.write import write_labels, write_volume
@@ -173,9 +175,11 @@ def place(tmp_path_factory):
     (top / "scans" / "bad.nii.gz").write_bytes(b"no scan")
     torch.manual_seed(0)
     names = ("liver", "lesion")
-    recipe = SegmentRecipe(depth=3, width=4, levels=2, inplane_mm=8.0, classes=3, names=names)
+    recipe = SegmentRecipe(
+        depth=3, width=4, levels=2, inplane_mm=8.0, classes=3, names=names, modality="CT"
+    )
     save_model(top / "model.safetensors", recipe.net().eval(), recipe, {})
-    made = TranslateRecipe("resnet1", 2, patch=(8, 8, 8), direction="ct2mr")
+    made = TranslateRecipe("resnet1", 2, patch=(16, 16, 8), direction="ct2mr")
     save_translator(top / "back.safetensors", made.net(), made, {})
     return top
 
@@ -249,6 +253,14 @@ def test_masks_carry_the_names_of_their_classes(place, tmp_path):
     assert read_json(tmp_path / "mask.json")["Labels"] == {"1": "liver", "2": "lesion"}
     assert nib.load(mask).header.extensions[0].get_code() == 30
     assert np.array_equal(nib.load(mask).affine, nib.load(scan).affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # names of classes are no text about a patient
+        assert read_volume(mask, "labels").shape == read_volume(scan).shape
+    named = nib.load(mask)
+    named.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(named, tmp_path / "told.nii.gz")
+    with pytest.warns(RepairWarning, match="could name a patient"):
+        read_volume(tmp_path / "told.nii.gz", "labels")
 
 
 def test_evaluate_says_that_label_5_is_not_class_1(tmp_path):
@@ -274,10 +286,10 @@ def test_evaluate_says_that_label_5_is_not_class_1(tmp_path):
         done = medseg("evaluate", f"{pred}.nii.gz", f"{label}.nii.gz", cwd=tmp_path)
         assert done.returncode == 1 and hint in done.stderr, (pred, label, done)
     words = "evaluate", "mask.nii.gz", "two.nii.gz", "--label-values", "1+2", "--json"
-    told = json.loads(medseg(*words, cwd=tmp_path).stdout)["classes"]["1"]
-    assert told["name"] == "liver" and told["dice"] == 1.0
+    told = json.loads(medseg(*words, cwd=tmp_path).stdout)
+    assert told["names"] == {"1": "liver"} and told["classes"]["1"]["dice"] == 1.0
     words = "evaluate", "bare.nii.gz", "bare.nii.gz", "--names", "spleen", "--json"
-    assert json.loads(medseg(*words, cwd=tmp_path).stdout)["classes"]["1"]["name"] == "spleen"
+    assert json.loads(medseg(*words, cwd=tmp_path).stdout)["names"] == {"1": "spleen"}
 
 
 # 25: a picture in which confusion shows

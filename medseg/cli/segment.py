@@ -7,6 +7,8 @@ __all__ = ['predict', 'is_one', 'evaluate']
 
 # %% ../../nbs/12_cli/04_segment.ipynb #edd1c7c7
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +55,7 @@ def predict(
         check_outputs({"-o": out}, [checkpoint, *scan_files(images[0])])
     jobs = [Job(images[0], out)] if one else find_jobs(images, out)
     net, recipe = load_model(checkpoint)
-    kind = expected_modality(recipe, checkpoint)
+    kind = cache(lambda: expected_modality(recipe, checkpoint))  # told once, of the first scan
 
     def work(job, record):
         return _segmented(net, recipe, kind, job, record, anyway)
@@ -88,7 +90,7 @@ def is_one(images: list[Path], out: Path, code: str) -> bool:
     return False
 
 
-def _segmented(net, recipe, kind: str, job: Job, record: dict, anyway: bool) -> dict:
+def _segmented(net, recipe, kind: Callable, job: Job, record: dict, anyway: bool) -> dict:
     "Segment one scan, write its mask and the record beside it, and say what came."
     from medseg.segment.predict import keep_largest, predict as segment
     from medseg.io.read import read_volume
@@ -97,7 +99,7 @@ def _segmented(net, recipe, kind: str, job: Job, record: dict, anyway: bool) -> 
     from medseg.zdepth.trust import check_scan
 
     scan = read_volume(job.source)
-    asked = check_scan(scan, job.source, kind, anyway)
+    asked = check_scan(scan, job.source, kind(), anyway)
     began = time.perf_counter()
     mask, dropped = keep_largest(segment(net, recipe, scan), recipe.largest)
     labels = {str(i): name for i, name in enumerate(recipe.names, 1)}
@@ -164,13 +166,13 @@ def evaluate(
     if not label_values:
         _check_same(label, held, named, read_class_names(label))
     scores = score(a, b, sorted(held[0] | held[1]))
-    told = {k: (dict(name=named[int(k)]) if int(k) in named else {}) | v for k, v in scores.items()}
+    called = {k: named[int(k)] for k in scores if int(k) in named}
     if as_json:
-        return say(dict(classes=told))
+        return say(dict(classes=scores, names=called))
     columns = ["class", *["name"] * bool(named), "dice", "hd95_mm", "assd_mm", "pred_ml"]
     draw(
         "",
-        [{"class": k, **v} for k, v in told.items()],
+        [{"class": k, "name": called.get(k), **v} for k, v in scores.items()],
         [*columns, "label_ml", "false_parts", "false_ml"],
     )
 

@@ -14,7 +14,7 @@ import nibabel as nib
 
 import medseg
 from .files import InputError, one_line, write_json
-from .write import CARET
+from .nifti import CARET
 
 # %% ../../nbs/01_io/18_sidecar.ipynb #5dca0008
 def read_class_names(path: str | Path) -> dict[int, str]:
