@@ -125,8 +125,11 @@ def _frugal(values: dict) -> Iterator[tuple[dict, bool]]:
         if values.get(name) not in (None, "bf16", "fp16"):
             yield put(**{name: "bf16"}), False
             break
-    while (batch := changed.get("batch", values["batch"])) > changed.get("accumulate", 1) * parts:
-        yield put(batch=batch // 2), False
+    parts *= changed.get("accumulate", values.get("accumulate", 1))
+    each = values["batch"] // parts
+    while each > 1:
+        each //= 2
+        yield put(batch=each * parts), False
     yield from ((put(**less), False) for less in _smaller(values))
 
 
