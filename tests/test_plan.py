@@ -73,8 +73,10 @@ def test_names_and_defaults_are_those_of_the_run(tmp_path):
 
 
 def test_what_does_not_fit_gets_the_nearest_that_does(tmp_path):
-    words = ["plan", "translate", "-p", "patch", "32", "-p", "batch", "2", "--gigabytes", "0.9"]
-    told = json.loads(medseg(*words, "--json", cwd=tmp_path).stdout)
+    words = ["plan", "translate", "-p", "patch", "48", "-p", "width", "8", "--json"]
+    whole = json.loads(medseg(*words, "--gigabytes", "64", cwd=tmp_path).stdout)["total"]
+    less = 0.95 * whole / 0.9 / 2**30
+    told = json.loads(medseg(*words, "--gigabytes", less, cwd=tmp_path).stdout)
     assert told["device"] == "cpu" and not told["fits"] and told["total"] > told["room"]
     fits = [row["fits"] for row in told["proposals"]]
     assert not any(fits[:-1]), "it stops at the first that fits"
