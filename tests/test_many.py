@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from cluster import scheduler
 
 from medseg.io.files import InputError
 from medseg.io.many import parallel_map
@@ -58,54 +57,6 @@ def refuse(n):
 
 
 def test_a_scheduler_started_by_hand(tmp_path):
-    "The two commands of dask's own documentation, on loopback, then spread() by address."
-    file = tmp_path / "scheduler.json"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    words = [
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            str(file),
-        ],
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            "--scheduler-file",
-            str(file),
-            "--nworkers",
-            "2",
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--host",
-            "127.0.0.1",
-        ],
-    ]
-    running = [
-        subprocess.Popen(
-            w, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for w in words
-    ]
-    try:
-        from distributed import Client
-
-        with Client(scheduler_file=str(file), timeout="60s") as client:
-            client.wait_for_workers(2, timeout=60)
-            address = client.scheduler.address
-        assert list(parallel_map(slowly, range(20), scheduler=address, batch=3)) == [
-            slowly(n) for n in range(20)
-        ]
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait(20)
+    with scheduler(tmp_path) as address:
+        found = list(parallel_map(slowly, range(20), scheduler=address, batch=3))
+    assert found == [slowly(n) for n in range(20)]

@@ -393,32 +393,3 @@ def test_translate_names_after_the_input(finished, cohort, tmp_path):
         assert (
             bad.returncode == 1 and told in bad.stderr and len(bad.stderr.splitlines()) == 1
         ), bad.stderr
-
-
-def test_plan(tmp_path):
-    told = json.loads(
-        medseg(
-            "plan",
-            "translate",
-            "-p",
-            "generator",
-            "resnet9",
-            "-p",
-            "width",
-            "64",
-            "-p",
-            "patch",
-            "48,256,128",
-            "-p",
-            "batch",
-            "2",
-            "-p",
-            "one_backward",
-            "true",
-            "--json",
-            cwd=tmp_path,
-        ).stdout
-    )
-    assert not told["fits"] and told["total"] > 32 * 2**30 and told["proposals"][-1]["fits"]
-    bad = medseg("plan", "translate", "-p", "widht", "3", cwd=tmp_path)
-    assert bad.returncode == 1 and "widht" in bad.stderr

@@ -97,7 +97,7 @@ resume = False  # go on in the folder of a stopped run
 out = ""  # folder of the run; "" makes runs/translate-<time>
 
 # %%
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -136,6 +136,7 @@ from medseg.phantoms.vertebra import BONE
 from medseg.runs.folder import finish_run
 from medseg.runs.page import show_run
 from medseg.runs.parameters import PHANTOMS, along_axes, begin_run, frozen, known_to, numbers
+from medseg.runs.plan import check_fits
 from medseg.segment.metrics import subject_means
 from medseg.train.loop import seed_everything
 from medseg.translate.baselines import best_bone_dice, best_intensity_map, identity_ct
@@ -172,6 +173,7 @@ def check(config):
 
 check(config)
 asked = Settings(**known_to(Settings, config))
+check_fits("translate", asdict(config))
 
 # %%
 draw = PatchSampling(
