@@ -126,8 +126,8 @@ def test_a_signature_has_one_parameter_a_line():
         "def f(",
         "    a:tuple=(1.0, 2.0),",
         "    b:int=3,",
-        "    c:str, # " + " ".join(["word"] * 15),
-        "        # word word word word word more",
+        "    c:str, # " + " ".join(["word"] * 17),
+        "        # word word word more",
         ")->int:",
     ]
 

@@ -67,7 +67,7 @@ def _documented(processed: dict) -> dict[str, str]:
     return docs
 
 
-WIDE = 90  # columns of a signature
+WIDE = 98  # columns of a signature
 
 
 def narrow(signature: str) -> str:
