@@ -120,12 +120,13 @@ def test_callouts_and_formulas():
 def test_a_signature_has_one_parameter_a_line():
     said = " ".join(["word"] * 20)
     made = narrow(
-        f"def f(\n    a:tuple=(1.0, 2.0), b:int=3,\n    c:str, # {said}\n    # more\n)->int:"
+        f"def f(\n    a:tuple=(1.0, 2.0), b:io.volume.Volume | None=3,\n    c:str, # {said}\n    #"
+        " more\n)->int:"
     )
     assert made.splitlines() == [
         "def f(",
         "    a:tuple=(1.0, 2.0),",
-        "    b:int=3,",
+        "    b:Volume | None=3,",
         "    c:str, # " + " ".join(["word"] * 17),
         "        # word word word more",
         ")->int:",
