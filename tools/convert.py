@@ -87,7 +87,7 @@ def narrow(signature: str) -> str:
     for line in re.sub(r"\n\s*# ", " ", signature).splitlines():
         indent = re.match(" *", line)[0]
         code, mark, words = line.strip().partition(" # ")
-        code = re.sub(r"(?<=[:| >])(?:\w+\.)+(?=[A-Z])", "", code)  # Volume, not its module
+        code = re.sub(r"(?<=[:| >[])(?:\w+\.)+(?=[A-Z])", "", code)  # Volume, not its module
         *first, code = re.split(r"(?<=,) (?=\**[A-Za-z_]\w*[:=])", code)
         lines += [indent + part for part in first]
         lines += textwrap.wrap(
