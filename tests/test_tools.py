@@ -16,7 +16,7 @@ from contrast import contrast, rgb
 
 from medseg.io.files import InputError, write_json
 from tools import convert, stale, uses
-from tools.convert import Page, colour, finish, headings, page_path, pandoc, to_page
+from tools.convert import Page, colour, finish, headings, narrow, page_path, pandoc, to_page
 from tools.site import (
     chapter_pages,
     chapters,
@@ -115,6 +115,22 @@ def test_callouts_and_formulas():
     assert '<div class="admonition note">' in made and "<math" in made and "Mind" in made
     folded = pandoc('::: {.callout-tip collapse="true"}\n## More\nwords\n:::')
     assert '<details class="tip"><summary>More</summary>' in folded
+
+
+def test_a_signature_has_one_parameter_a_line():
+    said = " ".join(["word"] * 20)
+    made = narrow(
+        f"def f(\n    a:tuple=(1.0, 2.0), b:io.volume.Volume | None=3,\n    c:str, # {said}\n    #"
+        " more\n)->int:"
+    )
+    assert made.splitlines() == [
+        "def f(",
+        "    a:tuple=(1.0, 2.0),",
+        "    b:Volume | None=3,",
+        "    c:str, # " + " ".join(["word"] * 17),
+        "        # word word word more",
+        ")->int:",
+    ]
 
 
 def test_headings_are_nested():

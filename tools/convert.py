@@ -4,6 +4,8 @@ import ast
 import base64
 import html
 import re
+import subprocess
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,10 +59,51 @@ def _documented(processed: dict) -> dict[str, str]:
     for c in processed["cells"]:
         if name := re.search(r"^show_doc\((\w[\w.]*)", text(c["source"]), re.M):
             for out in c.get("outputs", []):
+                told = text(out.get("data", {}).get("text/markdown", ""))
+                told = re.sub(r"^---\s*(?:\[source\]\(.*?\)\{.*?\}\s*)?", "", told)
                 docs[name[1]] = re.sub(
-                    r"^---\s*", "", text(out.get("data", {}).get("text/markdown", ""))
+                    r"^```python\n(.*?)\n```$", _signature, told, count=1, flags=re.M | re.S
                 )
     return docs
+
+
+WIDE = 98  # columns of a signature
+
+
+def narrow(signature: str) -> str:
+    """A signature with one parameter a line, and what is said of it on as many as it needs.
+
+    Parameters
+    ----------
+    signature
+        as nbdev writes it: parameters, and behind `#` what they mean
+
+    Returns
+    -------
+    str
+        lines of at most `WIDE` columns, unless a single word or value is longer
+    """
+    lines = []
+    for line in re.sub(r"\n\s*# ", " ", signature).splitlines():
+        indent = re.match(" *", line)[0]
+        code, mark, words = line.strip().partition(" # ")
+        code = re.sub(r"(?<=[:| >[])(?:\w+\.)+(?=[A-Z])", "", code)  # Volume, not its module
+        *first, code = re.split(r"(?<=,) (?=\**[A-Za-z_]\w*[:=])", code)
+        lines += [indent + part for part in first]
+        lines += textwrap.wrap(
+            code + mark + words,
+            WIDE,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}    # " if mark else f"{indent}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _signature(found: re.Match) -> str:
+    "The signature in nbdev's documentation as a block."
+    return _folded(narrow(found[1]), "parameters")
 
 
 def _names(code: str) -> list[str]:
@@ -218,13 +261,15 @@ def to_page(nb: dict, processed: dict, stem: str = "fig") -> Page:
 LONG = 30  # lines; a longer example is folded
 
 
-def _folded(code: str) -> str:
+def _folded(code: str, what: str = "code") -> str:
     "Code as a block; behind one line if it is long."
     lines = len(code.splitlines())
     return (
         fence(code, "python")
         if lines <= LONG
-        else f'\n\n::: {{.source summary="{lines} lines of code"}}\n{fence(code, "python")}:::\n\n'
+        else (
+            f'\n\n::: {{.source summary="{lines} lines of {what}"}}\n{fence(code, "python")}:::\n\n'
+        )
     )
 
 
@@ -265,19 +310,23 @@ def pandoc(markdown: str, *more: str) -> str:
     """
     import pypandoc
 
-    lua = Path(__file__).parent / "assets" / "callouts.lua"
-    return pypandoc.convert_text(
-        markdown,
-        "html",
-        format="markdown-implicit_figures",
-        extra_args=[
+    # pypandoc's own call asks pandoc first, for each text, what it can read and write
+    return subprocess.run(
+        [
+            pypandoc.get_pandoc_path(),
+            "--from=markdown-implicit_figures",
+            "--to=html",
             "--mathml",
             "--syntax-highlighting=none",
             "--wrap=none",
-            f"--lua-filter={lua}",
+            f"--lua-filter={Path(__file__).parent / 'assets' / 'callouts.lua'}",
             *more,
         ],
-    )
+        input=markdown,
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+    ).stdout
 
 
 def colour(body: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -152,17 +153,23 @@ def chapters(tree: list) -> list[str]:
     ]
 
 
-_PROCESS = """import gc
+# nbdev would execute the exported cells of each chapter in a shell of its own; here a module that
+# they are exported to is imported once, and one shell documents what stands in it
+_PROCESS = """import functools
+import importlib
 import nbdev.processors as p
+from nbdev.config import get_config
 from nbdev.serve import proc_nbs
-wanted = p._do_eval
-exports = {'export', 'exports', 'exporti'}
-def evaluated(cell):
-    return wanted(cell) if exports & set(cell.directives_) or p._is_showdoc(cell) else None
-p._do_eval = evaluated
-proc_nbs(force=True, n_workers=0)
-# at the end IPython collects garbage once for each chapter; of what is frozen there is none
-gc.freeze()"""
+p.CaptureShell = functools.cache(p.CaptureShell)
+p._do_eval = lambda cell: p.cell_lang(cell) == 'python' and p._is_showdoc(cell)
+begin = p.exec_show_docs.begin
+def begun(self):
+    begin(self)
+    for name in (n for c in self.nb.cells for n in c.directives_.get('default_exp', [])):
+        module = importlib.import_module(f'{get_config().lib_name}.{name}')
+        self.k.user_ns.update(vars(module))
+p.exec_show_docs.begin = begun
+proc_nbs(force=True, n_workers=0)"""
 
 
 def process(root: str | Path = ".") -> Path:
@@ -192,8 +199,8 @@ def process(root: str | Path = ".") -> Path:
             root,
             "nbdev",
             "; ".join(said[::-1]) or "no result",
-            "chapters whose exported cells run",
-            "run nbdev_test",
+            "chapters that are exported and can be imported",
+            "run nbdev_export and nbdev_test",
         )
     return Path(root) / "_proc"
 
@@ -255,26 +262,29 @@ def chapter_pages(root: str | Path, tree: list, done: Path) -> dict[str, Page]:
     dict[str, Page]
         by the path of the page
     """
-    names, pages = {page_path(c): c for c in chapters(tree)}, {}
+    names = {page_path(c): c for c in chapters(tree)}
     try:
         index = importlib.import_module("medseg._modidx").d["syms"]
     except ImportError:
         index = {}
     runs = {Path(run).name: page_name(run) for run in find_runs(Path(root) / "log")}
-    for path, chapter in names.items():
+
+    def made(path: str) -> Page:
         nb, out = (
-            json.loads((top / chapter).read_text(encoding="utf-8"))
+            json.loads((top / names[path]).read_text(encoding="utf-8"))
             for top in (Path(root) / "nbs", done)
         )
         try:
             page = to_page(nb, out, Path(path).stem)
         except ValueError as e:
             raise InputError(
-                "chapter_broken", chapter, "cells", e, "a chapter", "correct the notebook"
+                "chapter_broken", names[path], "cells", e, "a chapter", "correct the notebook"
             ) from None
         kept = {run: _up(f"log/{stem}.html", path) for run, stem in runs.items()}
-        pages[path] = finish(page, known_names(index, path, names) | kept)
-    return pages
+        return finish(page, known_names(index, path, names) | kept)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a pandoc
+        return dict(zip(names, pool.map(made, names)))
 
 
 def log_pages(*tops: str | Path) -> dict[str, Page]:
@@ -429,7 +439,10 @@ def make_site(
         )
     title, tree = read_sidebar(root)
     sync_quarto(root)
-    pages = chapter_pages(root, tree, done or process(root)) | log_pages(root / "log", *runs)
+    with ThreadPoolExecutor() as pool:
+        notebooks = pool.submit(lambda: done or process(root))  # another process
+        logs = log_pages(root / "log", *runs)
+        pages = chapter_pages(root, tree, notebooks.result()) | logs
     if (root / "log/journal.yaml").exists():
         pages["journal.html"] = Page(
             "The journal",

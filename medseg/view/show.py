@@ -479,8 +479,8 @@ def _page(
     return (
         f'<figure id="{name}" style="margin:0"><div tabindex="0" role="region"'
         f' aria-label="{escape(alt)}"'
-        f' style="position:relative;width:{width + 16}px;height:{height}px;overflow-x:hidden;'
-        "overflow-y:scroll;scroll-snap-type:y mandatory;"
+        f' style="position:relative;width:{width + 20}px;max-width:100%;height:{height}px;'
+        "overflow-x:auto;overflow-y:scroll;scroll-snap-type:y mandatory;"
         f'background:#000"><img alt="{escape(alt)}" width="{width}" height="{n*height}"'
         ' style="display:block;margin:0;max-width:none"'
         f' src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">{stops}</div><figcaption'

@@ -21,10 +21,11 @@ from ..io.volume import axcodes, spacing
 
 # %% ../../nbs/04_zdepth/01_survey.ipynb #df58a60f
 # a name that promises a scan, or scans
-_NAMED = re.compile(
-    r"\.(nii|nii\.gz|mgh|mgz|mgh\.gz|hdr|img|img\.gz|nrrd|nhdr|mha|mhd|dcm|ima|mnc|par|rec|mat|tar|tar\.gz|tgz|zip)$",
-    re.I,
+_ENDINGS = (
+    "nii nii.gz mgh mgz mgh.gz hdr img img.gz nrrd nhdr mha mhd dcm ima mnc par rec mat tar tar.gz"
+    " tgz zip"
 )
+_NAMED = re.compile(rf"\.({'|'.join(map(re.escape, _ENDINGS.split()))})$", re.I)
 
 
 def _is_scan(file: Path) -> bool:  # a file that is no DICOM
