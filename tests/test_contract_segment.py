@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medseg.segment.attention import KINDS, ChannelAttention, SpatialAttention
-from medseg.segment.losses import dice_ce
+from medseg.segment.losses import DiceCE
 from medseg.segment.unet import (
     ResBlock,
     Stage,
@@ -128,7 +128,7 @@ def test_loss_fits_the_network(target):
     torch.manual_seed(0)
     net, slab = UNet(5, 3, target, width=4), torch.rand(2, 5, 19, 23)
     labels = torch.randint(0, 3, (2, 5, 19, 23) if target == "all" else (2, 19, 23))
-    loss = dice_ce(net(slab), labels)
+    loss = DiceCE()(net(slab), labels)
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in net.parameters())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medseg.segment.losses import dice_ce
+from medseg.segment.losses import DiceCE
 from medseg.segment.unet import UNet
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
 from medseg.train.distributed import launch, local_share, wrap
@@ -45,7 +45,7 @@ def made(kind: str = "both"):
 def test_network_loss_and_weights_stay_on_the_card(kind):
     net = made(kind).cuda()
     x, y, _ = on_card(slabs(0))
-    loss = dice_ce(net(x), y, torch.tensor([1.0, 3.0]))
+    loss = DiceCE(torch.tensor([1.0, 3.0]))(net(x), y)
     loss.backward()
     assert loss.is_cuda and all(p.is_cuda and p.grad.is_cuda for p in net.parameters())
 
@@ -54,7 +54,7 @@ def test_a_step_on_the_card_is_near_the_step_on_the_cpu():
     "In full precision; cards add up in another order, and TF32 is not asked for."
     here, there = made(), made().cuda()
     first = [
-        next(fit(net, [batch], dice_ce, 4))
+        next(fit(net, [batch], DiceCE(), 4))
         for net, batch in ((here, slabs(0)), (there, on_card(slabs(0))))
     ]
     assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
@@ -66,9 +66,9 @@ def test_half_of_the_length_computes_in_half_and_loses_in_full():
     with torch.autocast("cuda", torch.bfloat16):
         logits = net(x)
     assert logits.dtype == torch.bfloat16
-    loss = dice_ce(logits, y)
+    loss = DiceCE()(logits, y)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(dice_ce(net(x), y).item(), abs=0.03)
+    assert loss.item() == pytest.approx(DiceCE()(net(x), y).item(), abs=0.03)
 
 
 def test_a_checkpoint_made_on_a_card_is_read_to_the_cpu(tmp_path):
@@ -107,7 +107,7 @@ def trained(world):
         )
         for step in range(2)
     )
-    rows = list(fit(wrap(world, net), parts, dice_ce, 2))
+    rows = list(fit(wrap(world, net), parts, DiceCE(), 2))
     return [str(world.device), [r["loss"] for r in rows]]
 
 

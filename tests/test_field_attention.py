@@ -18,7 +18,7 @@ from medseg.segment.attention import (
     attention,
     gate_weight,
 )
-from medseg.segment.losses import dice_ce
+from medseg.segment.losses import DiceCE
 from medseg.segment.predict import SegmentRecipe, load_model, predict, save_model
 from medseg.segment.report import mark_empty
 from medseg.segment.unet import UNet, attention_maps, parameters_without_gradient, perturbed
@@ -67,7 +67,7 @@ def test_no_kind_is_a_stub(kind):
     """
     torch.manual_seed(0)
     net, (x, y) = UNet(3, 2, "middle", kind, width=8, levels=3), blobs(0)
-    for _ in fit(net, [(x, y, ["anna"])] * 12, dice_ce, 12, 0.01):
+    for _ in fit(net, [(x, y, ["anna"])] * 12, DiceCE(), 12, 0.01):
         pass
     for w, v in zip(
         attention_maps(net, x).values(), attention_maps(net, x.flip(0)).values(), strict=True
@@ -82,15 +82,15 @@ def test_the_gradient_flows_from_the_first_step_on(kind):
     """
     torch.manual_seed(0)
     net, (x, y) = UNet(3, 2, "middle", kind, width=8, levels=3), blobs(0)
-    dice_ce(net(x), y).backward()
+    DiceCE()(net(x), y).backward()
     waiting = [name for name, p in net.named_parameters() if not p.grad.abs().max() > 0]
     assert all("compare" in name for name in waiting) and bool(waiting) == (
         kind in ("channel", "both")
     )
-    for _ in fit(net, [(x, y, ["anna"])], dice_ce, 1, 0.01):
+    for _ in fit(net, [(x, y, ["anna"])], DiceCE(), 1, 0.01):
         pass
     net.zero_grad()
-    dice_ce(net(x), y).backward()
+    DiceCE()(net(x), y).backward()
     assert all(p.grad.abs().max() > 0 for p in net.parameters())
     assert parameters_without_gradient(net, x) == []
 
@@ -124,14 +124,14 @@ def test_a_fresh_network_prefers_no_class(kind, classes):
 
     A head that is sure of one class loses its first steps to unlearning it.
     """
-    equal = dice_ce(
+    equal = DiceCE()(
         torch.zeros(2, classes, 24, 24),
         torch.randint(0, classes, (2, 24, 24), generator=torch.Generator().manual_seed(0)),
     ).item()
     for seed in range(6):
         torch.manual_seed(seed)
         net = UNet(3, classes, "middle", kind, width=8, levels=3)
-        loss = dice_ce(net(torch.rand(2, 3, 24, 24)), torch.randint(0, classes, (2, 24, 24)))
+        loss = DiceCE()(net(torch.rand(2, 3, 24, 24)), torch.randint(0, classes, (2, 24, 24)))
         assert loss.item() == pytest.approx(equal, abs=0.4)
 
 
@@ -154,7 +154,7 @@ def blobs(seed, n=8):
 def test_a_short_training_does_not_end_empty(kind):
     seed_everything(1)
     net = UNet(3, 2, "middle", kind, width=4, levels=3)
-    for _ in fit(net, ((*blobs(step), ["anna"]) for step in range(60)), dice_ce, 60, 0.01):
+    for _ in fit(net, ((*blobs(step), ["anna"]) for step in range(60)), DiceCE(), 60, 0.01):
         pass
     x, y = blobs(99)
     found = net(x).argmax(1)

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from medseg.segment.losses import dice_ce
+from medseg.segment.losses import DiceCE
 from medseg.segment.unet import UNet
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
 from medseg.train.distributed import (
@@ -30,7 +29,6 @@ from medseg.train.distributed import (
     on_main_process,
     broadcast_weights,
     local_share,
-    sum_over_processes,
     wrap,
 )
 from medseg.train.loop import fit
@@ -111,17 +109,12 @@ def segmentation(world: World, whole: bool = True) -> list:
     """
     torch.manual_seed(world.rank if world.size > 1 else 0)
     net = UNet(3, 3, "all", "both", width=4, levels=2).double()
-    used = wrap(world, net)  # all begin with the weights of rank 0, whatever they had
-    loss = (
-        partial(
-            dice_ce, weights=torch.tensor([1.0, 2.0, 5.0]), total=partial(sum_over_processes, world)
-        )
-        if whole
-        else dice_ce
-    )
-    rows = list(
-        fit(used, (local_share(world, *slabs(step)) for step in range(4)), loss, 4, lr=0.01)
-    )
+    broadcast_weights(world, net)  # all begin with those of rank 0, whatever they had
+    used = wrap(world, net)
+    loss = DiceCE(torch.tensor([1.0, 2.0, 5.0]))
+    parts = (local_share(world, *slabs(step)) for step in range(4))
+    shared = world if whole else World()
+    rows = list(fit(net if whole else used, parts, loss, 4, lr=0.01, world=shared))
     check_identical(world, unwrap(used).state_dict())
     return [
         [p.flatten().tolist() for p in net.parameters()],

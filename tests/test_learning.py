@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medseg.segment.losses import dice_ce
+from medseg.segment.losses import DiceCE
 from medseg.segment.unet import UNet, join_classes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def dice(answer, labels, c):
 def fit(net, x, labels, steps):
     adam = torch.optim.AdamW(net.parameters(), 5e-3)
     for _ in range(steps):
-        loss = dice_ce(net(x), labels)
+        loss = DiceCE()(net(x), labels)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -7,7 +7,6 @@ import sys
 import jupytext
 from conftest import TOP
 
-
 # the front doors of the package and its parts
 HAND = ("__init__.py", "__main__.py")
 

@@ -76,7 +76,6 @@ out = ""  # folder of the run; "" makes runs/segment-<time>
 
 # %%
 from dataclasses import replace
-from pathlib import Path
 
 from medseg.data.cases import read_channels, read_labels, read_scan
 from medseg.data.cohort import is_phantom, make_cohort

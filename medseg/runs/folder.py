@@ -76,7 +76,6 @@ class Run:
         "Forget the rows that a training makes again when it goes on from a step."
         rewind_rows(self.folder / "rows.jsonl", step)
 
-
 # %% ../../nbs/11_runs/01_folder.ipynb #33216723
 def read_json(path: str | Path):
     """The content of a JSON file; InputError if it is not JSON.

@@ -1,5 +1,5 @@
 from .unet import UNet as UNet
-from .losses import dice_ce as dice_ce
+from .losses import DiceCE as DiceCE
 from .metrics import assd_mm as assd_mm
 from .metrics import dice_score as dice_score
 from .metrics import hd95_mm as hd95_mm

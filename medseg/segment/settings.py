@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEPT', 'GUARDS', 'SegmentSettings']
 
-# %% ../../nbs/07_segment/07_settings.ipynb #219c9c72
-from dataclasses import dataclass, replace
+# %% ../../nbs/07_segment/07_settings.ipynb #664e0bf2
+from dataclasses import dataclass
 
 import torch
 

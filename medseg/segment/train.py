@@ -6,7 +6,7 @@
 __all__ = ['MAX_TURNS', 'Sides', 'training_sides', 'prepared_cases', 'training_batch', 'validate', 'training_identity', 'Rows',
            'train', 'train_beside', 'known_values']
 
-# %% ../../nbs/07_segment/08_train.ipynb #f74d61f9
+# %% ../../nbs/07_segment/08_train.ipynb #b89a0b8c
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from ..data.augment import augment
-from ..data.cache import kept_case
-from ..data.cases import Case, load_case, slab_batch
+from ..data.cache import load_cases
+from ..data.cases import IGNORED, Case, slab_batch
 from ..data.manifest import Item, data_digest, parse_label_values, read_manifest
 from ..data.split import fold_items, hold_validation, split_items
 from ..io.files import InputError, append_row, code_digest, digest, rewind_rows
 from .losses import DiceCE
 from .metrics import dice_score
-from .predict import SegmentRecipe, load_model, predict_case, save_model
+from .predict import SegmentRecipe, predict_case, save_model
 from .predict import with_modality
 from .settings import SegmentSettings
 from ..train.checkpoint import load_checkpoint, save_checkpoint
@@ -36,7 +36,7 @@ from ..train.loop import Learner, seed_everything
 from ..train.place import place_record, use_place
 from ..train.state import fill_learner, learner_tensors
 
-# %% ../../nbs/07_segment/08_train.ipynb #f92d9efe
+# %% ../../nbs/07_segment/08_train.ipynb #cd816b5e
 @dataclass(frozen=True)
 class Sides:
     """The people of a training; no family stands on two sides.
@@ -92,9 +92,7 @@ def prepared_cases(settings: SegmentSettings, items: list[Item]) -> list[Case]:
         with labels
     """
     groups = parse_label_values(settings.label_values)
-    if not settings.cache:
-        return [load_case(item, groups, settings.inplane_mm) for item in items]
-    return [kept_case(item, groups, settings.inplane_mm, settings.cache) for item in items]
+    return load_cases(items, groups, settings.inplane_mm, settings.cache)
 
 # %% ../../nbs/07_segment/08_train.ipynb #b145d58a
 def training_batch(
@@ -204,7 +202,7 @@ def _check_room(folder: Path, learner: Learner):
         found, needs = f"{free >> 20} MiB free", f"{need >> 20} MiB for saved states"
         raise InputError("disk_full", folder, "disk", found, needs, "make room, or choose --out")
 
-# %% ../../nbs/07_segment/08_train.ipynb #260fb14c
+# %% ../../nbs/07_segment/08_train.ipynb #cd3dd867
 class Rows:
     """Rows of a training in a folder, without the record of a run around it.
 
@@ -223,7 +221,8 @@ class Rows:
 
     def rewind(self, step: int):
         "Forget the rows that a training makes again when it goes on from a step."
-        rewind_rows(self.folder / "rows.jsonl", step)
+        if (rows := self.folder / "rows.jsonl").exists():
+            rewind_rows(rows, step)
 
 
 class _Training:
@@ -254,7 +253,7 @@ class _Training:
         net = self.recipe.net().to(self.device)
         self.learner = Learner(
             net,
-            DiceCE(s.weights),
+            DiceCE(s.weights, ignore=IGNORED),
             s.rates,
             s.lr,
             s.decay,
@@ -344,7 +343,7 @@ def _in_process(world: World, values: dict, folder: str, resume: bool) -> dict:
     training = _Training(SegmentSettings(**values), Rows(folder), world, resume)
     return training.run()
 
-# %% ../../nbs/07_segment/08_train.ipynb #4c612e15
+# %% ../../nbs/07_segment/08_train.ipynb #c19440eb
 def train(settings: SegmentSettings, run, resume: bool = False) -> dict:
     """Train a segmentation network, into the folder of a run.
 
@@ -368,8 +367,9 @@ def train(settings: SegmentSettings, run, resume: bool = False) -> dict:
             why it ended, step, seconds, best score and its step, parameters, place
     """
     cpu = settings.place.kind == "cpu"
-    if resume and (state := run.folder / "state.safetensors").exists():
-        run.rewind(load_checkpoint(state)[1]["step"])
+    if resume:
+        state = run.folder / "state.safetensors"
+        run.rewind(load_checkpoint(state)[1]["step"] if state.exists() else 0)
     if (world := find_world(cpu)).size > 1 or settings.processes == 1:
         ended = _Training(settings, run, world, resume).run()
     else:

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from ..io.files import InputError, write_json
 from ..io.many import start_method
@@ -194,7 +193,7 @@ def broadcast_weights(world: World, *nets: nn.Module):
 
 # %% ../../nbs/06_train/04_distributed.ipynb #f5d4a7b1
 def sum_over_processes(world: World, sums: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, for a loss that is not a mean over the batch.
+    """The sum over all processes, for a loss that is not a mean over the batch; without a graph.
 
     Parameters
     ----------
@@ -206,9 +205,9 @@ def sum_over_processes(world: World, sums: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        of the whole batch, the same in all processes; gradients pass through
+        of the whole batch, the same in all processes
     """
-    return all_reduce(sums) if world.size > 1 else sums
+    return world.accelerator.reduce(sums.detach(), "sum") if world.size > 1 else sums.detach()
 
 # %% ../../nbs/06_train/04_distributed.ipynb #208fcb32
 def on_main_process(world: World, work: Callable[[], object]):

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['step_batches']
 
-# %% ../../nbs/06_train/08_loader.ipynb #c3861829
+# %% ../../nbs/06_train/08_loader.ipynb #6929971b
 import os
 from collections.abc import Callable, Iterator
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 # %% ../../nbs/06_train/08_loader.ipynb #35ee58a1
@@ -27,11 +26,7 @@ class _Steps(Dataset):
 
 
 def step_batches(
-    batch: Callable[[int], tuple],
-    first: int,
-    steps: int,
-    workers: int = 0,
-    pinned: bool = False,
+    batch: Callable[[int], tuple], first: int, steps: int, workers: int = 0, pinned: bool = False
 ) -> Iterator[tuple]:
     """The batches of a training in order, made by this process or by workers.
 

@@ -123,10 +123,7 @@ def find_place(
     Place
         with nothing left to choose
     """
-    for field, value, known in (
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-    ):
+    for field, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in known:
             _refuse(field, str(value), f"one of {', '.join(known)}", "correct the word")
     if processes < 1:

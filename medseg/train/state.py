@@ -74,9 +74,7 @@ def optimiser_tensors(
 
 
 def fill_optimiser(
-    one: torch.optim.Optimizer,
-    names: dict[torch.Tensor, str],
-    tensors: dict[str, torch.Tensor],
+    one: torch.optim.Optimizer, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor]
 ):
     """Give an optimiser its memory back, weight by weight; ValueError if it is not Adam's.
 
