@@ -75,15 +75,17 @@ resume = False  # go on in the folder of a stopped run
 out = ""  # folder of the run; "" makes runs/segment-<time>
 
 # %%
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from medseg.data.cases import read_channels, read_labels, read_scan
+from medseg.data.cases import hide_ignored, read_channels, read_labels, read_scan
 from medseg.data.cohort import is_phantom, make_cohort
 from medseg.data.manifest import data_digest, item_names, parse_label_values
 from medseg.data.manifest import subjects
+from medseg.data.ready import check_training_items
 from medseg.io.write import write_labels
 from medseg.runs.folder import finish_run
 from medseg.runs.page import show_run
+from medseg.runs.plan import check_fits
 from medseg.runs.parameters import PHANTOMS, begin_run, frozen, known_to, words
 from medseg.segment.metrics import class_means
 from medseg.segment.predict import keep_largest, load_model, predict, usual_components
@@ -102,6 +104,8 @@ settings = SegmentSettings(**known_to(SegmentSettings, config))
 groups, trimmed = parse_label_values(config.label_values), words(config.largest)
 if unknown := set(trimmed) - set(words(config.class_names)):
     raise ValueError(f"largest must name classes of {config.class_names}, got {sorted(unknown)}")
+settings.place  # what this machine lacks, or cannot hold, is said before a scan is read
+check_fits("segment", asdict(config))
 run = begin_run("segment", config)
 
 # %% [markdown]
@@ -118,6 +122,16 @@ if not config.manifest:
 sides = training_sides(settings)
 for does, items in (("learn", sides.train), ("decide", sides.validation), ("test", sides.test)):
     print(f"to {does}: {len(items)} scans of {len(subjects(items))} subjects")
+
+# %% [markdown]
+# Every scan is checked before the first update: pairs, grids, classes. A test scan without a label
+# is predicted and not scored.
+
+# %%
+decide = sides.validation if sides.validation is not sides.train else []
+scored, unscored = check_training_items(sides.train, decide, sides.test, groups)
+if unscored:
+    print(unscored)
 
 # %% [markdown]
 # Training. The batch of a step depends on the seed and the step alone, and the state in the folder
@@ -147,34 +161,37 @@ if trimmed:
 
 # %%
 def tested(item, name):
-    "The rows of one scan, and what is drawn of it."
+    "The rows of one scan, and what is drawn of it; nothing where there is no label."
     scan = read_scan(item)
-    labels = read_labels(item, scan, groups)
     mask, dropped = keep_largest(predict(net, recipe, read_channels(item)), recipe.largest)
-    write_labels(run.folder / "masks" / f"{name}.nii.gz", mask)
+    write_labels(run.folder / "masks" / f"{name}.nii.gz", mask, recipe.names)
+    if item not in scored:
+        return [], []
+    mask, labels = hide_ignored(mask, read_labels(item, scan, groups))
     rows = score_rows(item.subject, name, mask, labels, recipe.names, {})
     for row, less in zip(rows, dropped):
         row["dropped_ml"] = less
         run.row("subject", row)
-    return rows, (name, *best_slice(scan, mask, labels))
+    return rows, [(name, *best_slice(scan, mask, labels))]
 
 
 # %%
 table, shown = [], []
 for name_, item in zip(item_names(sides.test), sides.test):
-    rows, picture = tested(item, name_)
+    rows, pictures = tested(item, name_)
     table += rows
-    shown.append(picture)
+    shown += pictures
 failed = mark_empty(table)
 
 # %% [markdown]
 # ## Artefacts
 
 # %%
-caption = "The fullest slice of each test scan: labels as areas, predictions as lines."
-run.figure(overlay_figure(shown, recipe.names), "masks", caption)
-caption = "Dice of each test scan against its z spacing."
-run.figure(dice_figure(table), "dice_by_spacing", caption)
+if shown:
+    caption = "The fullest slice of each test scan: labels as areas, predictions as lines."
+    run.figure(overlay_figure(shown, recipe.names), "masks", caption)
+    caption = "Dice of each test scan against its z spacing."
+    run.figure(dice_figure(table), "dice_by_spacing", caption)
 
 # %%
 headline, means = {}, class_means(table)
@@ -197,7 +214,8 @@ else:
     ]
 
 # %%
-notes += [sides.decides, f"It ended after {trained['step']} steps: {trained['why']}."]
+notes += [text for text in (sides.decides, unscored) if text]
+notes.append(f"It ended after {trained['step']} steps: {trained['why']}.")
 if failed:
     notes.append(f"This training failed: no test scan got a voxel of {', '.join(failed)}.")
 notes.append(
