@@ -102,8 +102,8 @@ from medseg.segment.train import prepared_cases, train, training_sides
 config = frozen(globals())
 settings = SegmentSettings(**known_to(SegmentSettings, config))
 groups, trimmed = parse_label_values(config.label_values), words(config.largest)
-if unknown := set(trimmed) - set(words(config.class_names)):
-    raise ValueError(f"largest must name classes of {config.class_names}, got {sorted(unknown)}")
+if unknown := set(trimmed) - set(names := words(config.class_names)):
+    raise ValueError(f"largest must name classes of {names}, got {sorted(unknown)}")
 settings.place  # what this machine lacks, or cannot hold, is said before a scan is read
 check_fits("segment", asdict(config))
 run = begin_run("segment", config)
