@@ -22,6 +22,7 @@ from medseg.runs.execute import (
     read_parameters,
 )
 from medseg.runs.folder import run_state
+from medseg.train.checkpoint import load_checkpoint
 from medseg.io.read import read_volume
 
 SEGMENT = TOP / "nbs" / "experiments" / "segment.ipynb"  # as JupyterLab opens it
@@ -232,6 +233,8 @@ def test_a_stopped_run_says_so(cohort, tmp_path):
     told = process.stdout.read().decode().strip().splitlines()
     assert told[-1] == "medseg run segment --resume long", told
     assert run_state(tmp_path / "long") == "interrupted"
+    told = rows.read_text().count('"train"')
+    assert load_checkpoint(tmp_path / "long" / "state.safetensors")[1]["step"] == told
     time.sleep(2)
     size = rows.stat().st_size
     time.sleep(2)
