@@ -300,8 +300,7 @@ sys.path[:0] = json.loads(sys.argv[3])
 import numpy as np
 import medseg.data.cache, medseg.data.fingerprint, medseg.data.related, medseg.zdepth.survey
 import medseg.collapse.coverage, nibabel
-from medseg.io.files import code_digest
-code_digest('io', 'zdepth', 'data')
+medseg.data.cache.cache_key([], {})
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 os.umask(0o022)
 with warnings.catch_warnings(record=True) as heard:

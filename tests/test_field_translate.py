@@ -366,7 +366,7 @@ def test_every_made_ct_is_there_and_belongs_to_its_person(field_run):
     top, told = field_run
     files = sorted(p.name.removesuffix("_ct.nii.gz") for p in (top / "run" / "made").iterdir())
     assert (
-        files == sorted(r["subject"] for r in told["table"])
+        files == sorted(r["scan"] for r in told["table"])
         and len({f.lower() for f in files}) == 5 == told["headline"]["test subjects"]
     )
 

@@ -46,13 +46,15 @@ print(json.dumps([planned, peak_rss()]))
     ],
     ids=["segment", "translate"],
 )
-def test_the_plan_is_within_a_fifth_of_what_a_fresh_process_holds(tmp_path, name, given):
+def test_the_plan_is_near_what_a_fresh_process_holds(tmp_path, name, given):
+    "Never a fifth too small; it may be half too large, for it plans for the worst moment."
     env = os.environ | {"PYTHONPATH": str(TOP), "MPLBACKEND": "agg"}
     words = [sys.executable, "-c", MEASURE, name, json.dumps(given), str(tmp_path)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     planned, measured = json.loads(done.stdout.splitlines()[-1])
-    assert planned == pytest.approx(measured, rel=0.2), f"{planned/2**20}, {measured/2**20} MiB"
+    told = f"planned {planned / 2**20:.0f}, measured {measured / 2**20:.0f} MiB"
+    assert 0.8 * measured < planned < 1.5 * measured, told
 
 
 def test_names_and_defaults_are_those_of_the_run(tmp_path):

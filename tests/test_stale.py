@@ -26,6 +26,10 @@ USERS = {
     "medseg.segment.unet.split_classes": [
         "07_segment/02_unet.ipynb",
         "07_segment/05_predict.ipynb",
+        "07_segment/07_settings.ipynb",
+        "07_segment/08_train.ipynb",
+        "07_segment/09_planner.ipynb",
+        "11_runs/19_plan.ipynb",
         "12_cli/04_segment.ipynb",
         "12_cli/11_entry.ipynb",
     ],

@@ -152,7 +152,7 @@ def make_case(
     Case
         ready to draw slabs from; ValueError if scan and classes differ in shape
     """
-    scans = [image] if isinstance(image, Volume) else list(image)
+    scans = list(image) if isinstance(image, (list, tuple)) else [image]
     check_volume(*scans, classes)
     slices, labels = [to_slices(scan) for scan in scans], to_slices(classes)
     for one in slices:
@@ -184,6 +184,7 @@ def ras_spacing(v: Volume) -> tuple[float, float, float]:
     tuple[float, float, float]
         mm to the right, to the front and to the head
     """
+    check_volume(v)
     order = {c: "RLAPIS".index(c) // 2 for c in v.axcodes}
     return tuple(s for _, s in sorted(zip((order[c] for c in v.axcodes), v.spacing)))
 
@@ -225,6 +226,7 @@ def unit_window(scan: Volume, modality: str) -> tuple | None:
     tuple | None
         level and width; None for a CT, whose HU window is the same for all scans
     """
+    check_volume(scan)
     if modality.upper() in ("", "CT"):
         return None
     low, high = mr_range(scan.voxels)

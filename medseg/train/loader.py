@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import DataLoader, Dataset
 
-# %% ../../nbs/06_train/08_loader.ipynb #35ee58a1
+# %% ../../nbs/06_train/08_loader.ipynb #6e6b032f
 class _Steps(Dataset):
     "Step -> its batch."
 

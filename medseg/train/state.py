@@ -47,7 +47,7 @@ def weight_names(networks: dict[str, nn.Module]) -> dict[torch.Tensor, str]:
     """
     return {p: f"{name}/{k}" for name, net in networks.items() for k, p in net.named_parameters()}
 
-# %% ../../nbs/06_train/09_state.ipynb #3ee5a311
+# %% ../../nbs/06_train/09_state.ipynb #009e5489
 def optimiser_tensors(
     optimisers: Iterable[torch.optim.Optimizer], names: dict[torch.Tensor, str]
 ) -> dict[str, torch.Tensor]:
