@@ -153,7 +153,7 @@ def make_case(
         ready to draw slabs from; ValueError if scan and classes differ in shape
     """
     scans = list(image) if isinstance(image, (list, tuple)) else [image]
-    check_volume(*scans, classes)
+    check_volume(classes, *scans)
     slices, labels = [to_slices(scan) for scan in scans], to_slices(classes)
     for one in slices:
         if one.shape != labels.shape:
