@@ -31,6 +31,7 @@ USERS = {
         "07_segment/09_planner.ipynb",
         "11_runs/19_plan.ipynb",
         "12_cli/04_segment.ipynb",
+        "12_cli/05_translate.ipynb",
         "12_cli/11_entry.ipynb",
     ],
     "medseg.translate.image_pool.pool_state": [
